@@ -1,0 +1,1 @@
+"""Sparse-training methods, one module each; every one is a `Method` record."""

@@ -1,0 +1,87 @@
+"""RigL: prune by magnitude, grow where the dense gradient is largest."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from neurrev_jax._src import base
+from neurrev_jax._src import ratios
+from neurrev_jax._src import schedules
+from neurrev_jax._src import topology
+from neurrev_jax._src.methods import static
+
+
+class GradientGrowthState(NamedTuple):
+    """Whether the coming call scores growth by dense gradients.
+
+    Attributes:
+      dense_next: bool[].
+    """
+
+    dense_next: jax.Array
+
+    def gradient_masks(self, masks: base.Masks) -> Any:
+        """Every entry where the coming call needs dense gradients."""
+        return jax.tree.map(lambda m: m | self.dense_next, masks)
+
+
+def rigl(
+    update_ratio: float | base.Ratio = 0.3,
+    schedule: base.Schedule | None = None,
+    *,
+    init_mask: Literal["random", "magnitude"] = "random",
+) -> base.Method:
+    """Rigging the lottery (Evci et al., 2020; methods.md section 5).
+
+    Per leaf, drops the fraction `update_ratio` of the active weights with the
+    smallest |w| and grows the same number where |gradient| is largest among all
+    positions not kept; a weight dropped and regrown keeps its value.
+
+    Args:
+      update_ratio: fraction of the active weights in [0, 1], or a ratio over time;
+        the original uses `cosine(0.3, until)`.
+      schedule: when; `periodic(100)` by default.
+      init_mask: how the first mask is drawn, `"random"` or `"magnitude"`.
+
+    Returns:
+      A `Method`. The gradients passed to `update` must be dense on scheduled calls.
+
+    Raises:
+      ValueError: for a ratio outside [0, 1] or an unknown option.
+
+    >>> rigl(cosine(0.3, until=75_000), periodic(100, until=75_000)).name
+    'rigl'
+    """
+    ratio = ratios.as_ratio("update_ratio", update_ratio)
+    schedule = schedule or schedules.periodic(100)
+
+    def rewire(context: base.Context) -> base.Rewired:
+        key_drop, key_grow = jax.random.split(context.key)
+        active = topology.count_active(context.masks)
+        r = ratio(context.t)
+        k = jax.tree.map(lambda n: ratios.fraction_of(r, n), active)
+        params, masks = topology.prune(
+            context.params,
+            context.masks,
+            k,
+            jax.tree.map(jnp.abs, context.params),
+            key_drop,
+        )
+        growth = jax.tree.map(jnp.abs, context.grads)
+        _, masks = topology.grow(params, masks, k, growth, key_grow)
+        return base.Rewired(masks, context.method_state)
+
+    def dense_in_next_call(context: base.Context) -> GradientGrowthState:
+        return GradientGrowthState(jnp.asarray(schedule(context.t + 1), bool))
+
+    return base.Method(
+        name="rigl",
+        schedule=schedule,
+        rewire=rewire,
+        cost=base.Cost(update=(2.0, 1.0)),
+        start=static.draw_by(init_mask),
+        init=dense_in_next_call,
+        observe=dense_in_next_call,
+        dense_gradients=schedule,
+    )

@@ -1,0 +1,108 @@
+"""Many leaves as one array of rows, so that one pass serves them all.
+
+Every leaf is flattened and padded to whole rows of `WIDTH` entries; the rows of
+all leaves stand under one another. A per-leaf question ("how many scores lie
+below this leaf's threshold?") is then one row-wise reduction over one array,
+whatever the number of leaves: less to compile and no small operations.
+
+Shapes in this module: L leaves, R rows, W = WIDTH entries a row.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Long enough that the per-row bookkeeping vanishes, short enough that padding the
+# leaves of a small network costs nothing.
+WIDTH = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How leaves of the given shapes are laid out in rows.
+
+    Attributes:
+      shapes: shape of each of the L leaves.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of entries of each leaf."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of rows of each leaf."""
+        return tuple(-(-size // WIDTH) for size in self.sizes)
+
+    @property
+    def leaf_of_row(self) -> np.ndarray:
+        """Index of the leaf that each row belongs to, int32[R]."""
+        return np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.counts)
+
+    def pack(self, leaves: Sequence[jax.Array], fill) -> jax.Array:
+        """Lays `leaves` out in rows [R, W]; padding holds `fill`."""
+        blocks = []
+        for leaf, size, count in zip(leaves, self.sizes, self.counts, strict=True):
+            flat = jnp.reshape(leaf, (-1,))
+            padding = count * WIDTH - size
+            if padding:
+                tail = jnp.full((padding,), fill, flat.dtype)
+                flat = jnp.concatenate([flat, tail])
+            blocks.append(jnp.reshape(flat, (count, WIDTH)))
+        return jnp.concatenate(blocks)
+
+    def unpack(self, rows: jax.Array) -> list[jax.Array]:
+        """Takes leaves of the original shapes out of rows [R, W]."""
+        leaves = []
+        start = 0
+        for shape, size, count in zip(
+            self.shapes, self.sizes, self.counts, strict=True
+        ):
+            block = rows[start : start + count]
+            leaves.append(jnp.reshape(jnp.reshape(block, (-1,))[:size], shape))
+            start += count
+        return leaves
+
+    def spread(self, per_leaf: jax.Array) -> jax.Array:
+        """Repeats a value per leaf [L, ...] for each of its rows [R, ...]."""
+        # The barrier keeps XLA from gathering anew for every entry of a row.
+        return jax.lax.optimization_barrier(per_leaf[self.leaf_of_row])
+
+    def count(self, *conditions: jax.Array) -> jax.Array:
+        """Counts the True entries of each leaf.
+
+        Args:
+          *conditions: D >= 2 boolean arrays [R, W].
+
+        Returns:
+          int32[L, D].
+        """
+        # One reduction with several operands: XLA's CPU back end vectorizes it
+        # and shares it among the cores, which it does not do for a plain sum
+        # over booleans (measured: 5 ms against 50 ms for 25 million entries).
+        zero = jnp.int32(0)
+        per_row = jax.lax.reduce(
+            tuple(condition.astype(jnp.int32) for condition in conditions),
+            (zero,) * len(conditions),
+            lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+            (1,),
+        )
+        return jax.ops.segment_sum(
+            jnp.stack(per_row, axis=1),
+            self.leaf_of_row,
+            len(self.shapes),
+            indices_are_sorted=True,
+        )
+
+    def positions(self) -> jax.Array:
+        """A number for every entry of the layout, uint32[R, W], no two equal."""
+        row = jax.lax.broadcasted_iota(jnp.uint32, (sum(self.counts), WIDTH), 0)
+        column = jax.lax.broadcasted_iota(jnp.uint32, (sum(self.counts), WIDTH), 1)
+        return row * jnp.uint32(WIDTH) + column
