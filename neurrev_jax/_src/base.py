@@ -1,7 +1,7 @@
 """The records that a method, the transformation and a training state are made of."""
 
-from collections.abc import Callable, Mapping
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -46,7 +46,8 @@ class Targets:
 
     Attributes:
       sizes: number of entries of each sparsifiable leaf, by path.
-      counts: number of active entries of each, by path; ints.
+      counts: number of active entries of each, by path; ints, or int32[] (perhaps
+        traced) where the caller gave the masks.
       draw: `"random"` (uniform without replacement) or `"magnitude"` (the largest
         |w| of the initial values).
     """

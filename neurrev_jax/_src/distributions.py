@@ -5,11 +5,11 @@ the global sparsity; it returns the sparsity of each leaf it covers. A leaf that
 missing from what it returns stays dense and is never rewired.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import inspect
 import math
 import numbers
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from neurrev_jax._src import paths as paths_lib
@@ -69,7 +69,8 @@ def _spread(free: Shapes, shapes: Shapes, target: float, distribution: Any):
         if distribution not in _NAMED:
             raise ValueError(
                 f"distribution={distribution!r} is unknown; choose one of "
-                f"{', '.join(map(repr, _NAMED))}, a mapping or a function of the shapes."
+                f"{', '.join(map(repr, _NAMED))}, a mapping or a function of "
+                "the shapes."
             )
         distribution = _NAMED[distribution]()
     if isinstance(distribution, Mapping):
@@ -87,7 +88,9 @@ def _spread(free: Shapes, shapes: Shapes, target: float, distribution: Any):
         sparsities = {path: s for path, s in whole.items() if path in free}
     elif callable(distribution):
         takes = inspect.signature(distribution).parameters.values()
-        positional = [p for p in takes if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        positional = [
+            p for p in takes if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
         needed = [p for p in positional if p.default is p.empty]
         sparsities = (
             distribution(free, target) if len(needed) > 1 else distribution(free)
@@ -220,9 +223,7 @@ class _Selective:
         return any(paths_lib.matches(pattern, path) for pattern in self.exclude)
 
     def inputs_and_outputs(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        return (
-            (shape[-2], shape[-1]) if self.channels_last else (shape[1], shape[0])
-        )
+        return (shape[-2], shape[-1]) if self.channels_last else (shape[1], shape[0])
 
 
 @dataclasses.dataclass(frozen=True)

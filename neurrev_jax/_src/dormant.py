@@ -147,8 +147,7 @@ def observe_activations(
         ),
         zeros=tree_map(
             lambda old, h: (
-                old
-                + over_positions(jnp.sum, (seen(h) & (h == 0)).astype(jnp.int32))
+                old + over_positions(jnp.sum, (seen(h) & (h == 0)).astype(jnp.int32))
             ),
             stats.zeros,
             activations,

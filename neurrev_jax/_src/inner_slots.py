@@ -44,8 +44,10 @@ def leaf_numbers(
             jnp.shape(slot) == jnp.shape(leaves[index.number])
         )
         # A hole (`optax.MaskedNode`) has no leaves, so it has no number either.
-        return slot if isinstance(slot, optax.MaskedNode) else (
-            index if fits else _Index(-1)
+        return (
+            slot
+            if isinstance(slot, optax.MaskedNode)
+            else (index if fits else _Index(-1))
         )
 
     numbered = optax.tree.map_params(

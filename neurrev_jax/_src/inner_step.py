@@ -13,14 +13,14 @@ entry. Any other optimizer (one that takes norms of its slots, say) keeps the up
 it computed in the first place.
 """
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import enum
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend import core as jex_core
 import jax.numpy as jnp
+from jax.extend import core as jex_core
 
 
 class _Kind(enum.Enum):
@@ -155,10 +155,14 @@ class InnerStep:
         self._values.append(value)
         return len(self._values) - 1
 
-    def _record(self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]) -> list[int]:
+    def _record(
+        self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]
+    ) -> list[int]:
         env: dict[Any, int] = {}
         env.update(zip(jaxpr.invars, inputs, strict=True))
-        env.update((var, self._add(c)) for var, c in zip(jaxpr.constvars, consts, strict=True))
+        env.update(
+            (var, self._add(c)) for var, c in zip(jaxpr.constvars, consts, strict=True)
+        )
 
         def read(atom):
             if isinstance(atom, jex_core.Literal):
@@ -218,10 +222,16 @@ def _property_of(
     kinds = {p.kind for p in given}
     shape = jnp.shape(values[output])
     if kinds <= {_Kind.SCALAR} and (
-        name in _ELEMENTWISE or name == "broadcast_in_dim" or jnp.size(values[output]) == 1
+        name in _ELEMENTWISE
+        or name == "broadcast_in_dim"
+        or jnp.size(values[output]) == 1
     ):
         return _Property(_Kind.SCALAR, False)
-    whole = [i for i, p in zip(operation.inputs, given, strict=True) if p.kind is not _Kind.SCALAR]
+    whole = [
+        i
+        for i, p in zip(operation.inputs, given, strict=True)
+        if p.kind is not _Kind.SCALAR
+    ]
     same_shape = all(jnp.shape(values[i]) == shape for i in whole)
     if name not in _ELEMENTWISE or _Kind.OTHER in kinds or not same_shape or not whole:
         size_one = jnp.size(values[output]) == 1 and _Kind.SLOT not in kinds

@@ -5,9 +5,9 @@ and True where the leaf may never be rewired, otherwise the leaf's shape, True =
 active.
 """
 
-from collections.abc import Iterator
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax

@@ -1,7 +1,7 @@
 """Names of leaves, and which leaves are sparsifiable."""
 
-from collections.abc import Callable, Iterable
 import fnmatch
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax

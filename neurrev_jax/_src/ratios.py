@@ -1,10 +1,10 @@
 """How much: numbers between 0 and 1 that may change over training."""
 
 import bisect
-from collections.abc import Sequence
 import dataclasses
 import math
 import numbers
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,19 +47,20 @@ class _Cosine:
 
     def __call__(self, t: jax.typing.ArrayLike) -> jax.Array:
         progress = jnp.minimum(jnp.asarray(t, jnp.float32) / self.until, 1.0)
-        ratio = self.value / 2 * (1 + jnp.cos(jnp.float32(math.pi) * progress))
-        return jnp.maximum(ratio, jnp.float32(self.final))
+        fall = (1 + jnp.cos(jnp.float32(math.pi) * progress)) / 2
+        return self.final + (self.value - self.final) * fall
 
 
 def cosine(value: float, until: int, final: float = 0.0) -> base.Ratio:
-    """From `value` down along half a cosine, f(t) = value/2 (1 + cos(pi t/until)).
+    """From `value` to `final` along half a cosine.
 
-    The schedule of RigL's update ratio (methods.md section 5).
+    f(t) = final + (value - final)/2 (1 + cos(pi t/until)), then constant: with
+    final 0 the schedule of RigL's update ratio (Evci et al., 2020, section 3).
 
     Args:
       value: ratio at t = 0, in [0, 1].
-      until: call number at which the cosine reaches 0, at least 1.
-      final: the ratio never falls below this, in [0, value].
+      until: call number at which `final` is reached, at least 1.
+      final: where it ends, in [0, value].
 
     Returns:
       A function of the call number t.
@@ -161,7 +162,9 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> base.Ratio:
             f"{len(values)} values and {len(boundaries)} boundaries do not fit: "
             "give exactly one value more than boundaries."
         )
-    if any(bisect.bisect_right(boundaries, b) != i + 1 for i, b in enumerate(boundaries)):
+    if any(
+        bisect.bisect_right(boundaries, b) != i + 1 for i, b in enumerate(boundaries)
+    ):
         raise ValueError(f"boundaries={boundaries!r} must increase; sort them.")
     for value in values:
         _in_unit_interval("values", value)
@@ -176,7 +179,7 @@ def as_ratio(name: str, value: float | base.Ratio) -> base.Ratio:
 
 
 def fraction_of(ratio: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
-    """k = floor(float32(ratio) * count), an int32 between 0 and `count`."""
+    """K = floor(float32(ratio) * count), an int32 between 0 and `count`."""
     product = jnp.asarray(ratio, jnp.float32) * count.astype(jnp.float32)
     return jnp.clip(jnp.floor(product).astype(jnp.int32), 0, count)
 

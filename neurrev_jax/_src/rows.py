@@ -8,9 +8,10 @@ whatever the number of leaves: less to compile and no small operations.
 Shapes in this module: L leaves, R rows, W = WIDTH entries a row.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +47,15 @@ class Rows:
         """Index of the leaf that each row belongs to, int32[R]."""
         return np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.counts)
 
+    def whole(self) -> "Rows":
+        """The same rows as one single leaf."""
+        return Rows(((sum(self.counts) * WIDTH,),))
+
     def pack(self, leaves: Sequence[jax.Array], fill) -> jax.Array:
-        """Lays `leaves` out in rows [R, W]; padding holds `fill`."""
-        blocks = []
+        """Lays `leaves` out in rows [R, W] of one type; padding holds `fill`."""
+        dtype = jnp.result_type(*leaves) if leaves else jnp.bool_
+        leaves = [jnp.asarray(leaf).astype(dtype) for leaf in leaves]
+        blocks = [jnp.zeros((0, WIDTH), dtype)]
         for leaf, size, count in zip(leaves, self.sizes, self.counts, strict=True):
             flat = jnp.reshape(leaf, (-1,))
             padding = count * WIDTH - size
@@ -101,8 +108,50 @@ class Rows:
             indices_are_sorted=True,
         )
 
-    def positions(self) -> jax.Array:
-        """A number for every entry of the layout, uint32[R, W], no two equal."""
-        row = jax.lax.broadcasted_iota(jnp.uint32, (sum(self.counts), WIDTH), 0)
-        column = jax.lax.broadcasted_iota(jnp.uint32, (sum(self.counts), WIDTH), 1)
-        return row * jnp.uint32(WIDTH) + column
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """The rewirable leaves of a tree as one array of rows.
+
+    A pytree of one leaf, so `jax.tree.map` works on it as on the tree it stands
+    for; `prune`, `grow` and `awake` take it in the tree's place. Methods use it to
+    do a whole topology update in rows, which compiles and runs faster than going
+    back to leaves after every part.
+
+    Attributes:
+      rows: any type, [R, W].
+      layout: which leaf is where.
+    """
+
+    rows: jax.Array
+    layout: Rows = dataclasses.field(metadata={"static": True})
+
+
+def stack(tree: Any, masks: Any) -> Stack:
+    """Stacks the leaves of `tree` that are rewirable according to `masks`."""
+    flags = [mask.ndim > 0 for mask in jax.tree.leaves(masks)]
+    leaves = jax.tree.structure(masks).flatten_up_to(tree)
+    sparse = [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag]
+    layout = Rows(tuple(tuple(jnp.shape(leaf)) for leaf in sparse))
+    return Stack(layout.pack(sparse, 0), layout)
+
+
+def unstack(stacked: Stack, tree: Any, masks: Any) -> Any:
+    """Undoes `stack`.
+
+    Args:
+      stacked: the rewirable leaves.
+      tree: the other leaves; structure and types of the result.
+      masks: the masks that `stack` was called with.
+
+    Returns:
+      `tree` with its rewirable leaves replaced by those in the stack.
+    """
+    flags = [mask.ndim > 0 for mask in jax.tree.leaves(masks)]
+    leaves, structure = jax.tree.flatten(tree)
+    new = iter(stacked.layout.unpack(stacked.rows))
+    return structure.unflatten(
+        next(new).astype(leaf.dtype) if flag else leaf
+        for leaf, flag in zip(leaves, flags, strict=True)
+    )

@@ -8,8 +8,8 @@ random permutation of their positions, so a selection is exact and fair whatever
 the scores. Random growth is that second search alone.
 """
 
-from collections.abc import Callable, Sequence
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from neurrev_jax._src import rows as rows_lib
 _DIGIT_BITS = 2
 
 
+@functools.partial(jax.jit, inline=True)
 def select(
     scores: jax.Array, candidates: jax.Array, k: jax.typing.ArrayLike, key: jax.Array
 ) -> jax.Array:
@@ -58,6 +59,7 @@ def select(
     return chosen
 
 
+@functools.partial(jax.jit, inline=True)
 def select_global(
     scores: Any, candidates: Any, k: jax.typing.ArrayLike, key: jax.Array, floor=0
 ) -> Any:
@@ -94,16 +96,18 @@ def select_global(
             )
     if not leaves:
         return scores
-    floors = jax.tree.leaves(jax.tree.map(lambda _: floor, scores))
-    if not isinstance(floor, (int, np.integer, jax.Array)):
-        floors = structure.flatten_up_to(floor)
+    same_for_all = isinstance(floor, jax.Array) and floor.ndim == 0
+    floors = [floor] * len(leaves) if same_for_all else structure.flatten_up_to(floor)
     key_floor, key_global = jax.random.split(as_key(key))
-    if not (isinstance(floor, int) and floor == 0):
-        limits = [
-            jnp.maximum(jnp.sum(free, dtype=jnp.int32) - kept, 0)
-            for free, kept in zip(allowed, floors, strict=True)
-        ]
-        allowed = select_each([leaves], allowed, limits, key_floor)
+    limits = [
+        jnp.maximum(jnp.sum(free, dtype=jnp.int32) - kept, 0)
+        for free, kept in zip(allowed, floors, strict=True)
+    ]
+    allowed = jax.lax.cond(
+        jnp.any(stack_counts(floors) > 0),
+        lambda: select_each([leaves], allowed, limits, key_floor),
+        lambda: allowed,
+    )
     return structure.unflatten(select_among([leaves], allowed, k, key_global))
 
 
@@ -114,11 +118,10 @@ def select_among(
     key: jax.Array,
 ) -> list[jax.Array]:
     """As `select_each`, but `count` entries over all leaves together."""
-    layout = rows_lib.Rows(tuple(jnp.shape(leaf) for leaf in candidates))
-    whole = rows_lib.Rows(((sum(layout.counts) * rows_lib.WIDTH,),))
-    levels = [functools.partial(_ordered_rows, layout, level) for level in scores]
+    layout = rows_lib.Rows(tuple(tuple(jnp.shape(leaf)) for leaf in candidates))
+    levels = [functools.partial(layout.pack, level, 0) for level in scores]
     allowed = layout.pack(list(candidates), False)
-    chosen = _choose(levels, allowed, _stack_counts([count]), key, whole)
+    chosen = select_rows(levels, allowed, stack_counts([count]), key, layout.whole())
     return layout.unpack(chosen)
 
 
@@ -141,15 +144,14 @@ def select_each(
     Returns:
       L bool arrays.
     """
-    layout = rows_lib.Rows(tuple(jnp.shape(leaf) for leaf in candidates))
-    levels: list[Callable[[], jax.Array]] = [
-        functools.partial(_ordered_rows, layout, level) for level in scores or ()
-    ]
+    layout = rows_lib.Rows(tuple(tuple(jnp.shape(leaf)) for leaf in candidates))
+    levels = [functools.partial(layout.pack, level, 0) for level in scores or ()]
     allowed = layout.pack(list(candidates), False)
-    chosen = _choose(levels, allowed, _stack_counts(counts), key, layout)
+    chosen = select_rows(levels, allowed, stack_counts(counts), key, layout)
     return layout.unpack(chosen)
 
 
+@functools.partial(jax.jit, inline=True)
 def apportion(
     total: jax.typing.ArrayLike, weights: jax.Array, caps: jax.Array
 ) -> jax.Array:
@@ -196,7 +198,7 @@ def apportion(
         )
         rank = jnp.sum(ahead, axis=1, dtype=jnp.int32)
         extra = (rank < left - jnp.sum(base)) & open_
-        return jnp.minimum(shares + base + extra, caps)
+        return jnp.minimum(shares + base + extra.astype(jnp.int32), caps)
 
     return jax.lax.while_loop(
         lambda shares: jnp.sum(shares) < total, divide, jnp.zeros_like(caps)
@@ -215,32 +217,24 @@ def as_key(key: Any) -> jax.Array:
     return jax.random.wrap_key_data(key, impl="threefry2x32")
 
 
-def _stack_counts(counts) -> jax.Array:
+def stack_counts(counts: Sequence[jax.typing.ArrayLike] | jax.Array) -> jax.Array:
+    """int32[L] from L scalars, or from that already."""
     if isinstance(counts, jax.Array) and counts.ndim == 1:
         return counts.astype(jnp.int32)
     return jnp.stack([jnp.asarray(count, jnp.int32) for count in counts])
 
 
-def _ordered_rows(layout: rows_lib.Rows, leaves: Sequence[jax.Array]) -> jax.Array:
-    # One type for all, and the bit tricks on the rows: one loop to compile instead
-    # of one a leaf.
-    dtype = functools.reduce(
-        jnp.promote_types, (jnp.asarray(leaf).dtype for leaf in leaves)
-    )
-    return _ordered(layout.pack([jnp.asarray(leaf).astype(dtype) for leaf in leaves], 0))
-
-
 def _ordered(scores: jax.Array) -> jax.Array:
     """Unsigned integers in the order of `scores`; NaN last, -0 equal to +0."""
     if scores.dtype == jnp.bool_ or jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
-        return scores.astype(jnp.promote_types(scores.dtype, jnp.uint32))
+        return _at_least_32_bits(scores, jnp.uint32)
     if jnp.issubdtype(scores.dtype, jnp.signedinteger):
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.int32))
+        scores = _at_least_32_bits(scores, jnp.int32)
         bits = 8 * scores.dtype.itemsize
         unsigned = jax.lax.bitcast_convert_type(scores, f"uint{bits}")
         return unsigned ^ jnp.array(1 << (bits - 1), f"uint{bits}")
-    # Sixteen-bit floats are exact in 32 bits, and one width keeps leaves together.
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    # Narrower floats are exact in 32 bits, and one width keeps leaves together.
+    scores = _at_least_32_bits(scores, jnp.float32)
     bits = 8 * scores.dtype.itemsize
     sign = jnp.array(1 << (bits - 1), f"uint{bits}")
     scores = jnp.where(scores == 0, jnp.zeros_like(scores), scores)
@@ -249,19 +243,34 @@ def _ordered(scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(scores), jnp.array(2**bits - 1, ordered.dtype), ordered)
 
 
-def _choose(
+def select_rows(
     levels: Sequence[Callable[[], jax.Array]],
     candidates: jax.Array,
     counts: jax.Array,
     key: jax.Array,
     layout: rows_lib.Rows,
 ) -> jax.Array:
-    """Selects per leaf of `layout` by the levels in turn, the last one random."""
+    """Selects `counts[l]` candidates of each leaf, in rows.
+
+    Args:
+      levels: functions that return scores [R, W]; the first level decides, the
+        next one among entries that tie in those before, chance at the last.
+      candidates: bool[R, W].
+      counts: int32[L].
+      key: a PRNG key.
+      layout: which rows belong to which leaf.
+
+    Returns:
+      bool[R, W].
+    """
+    # Where all candidates are known while tracing, XLA would fold the counting into
+    # a constant, entry by entry, for minutes. It cannot see through a barrier.
+    candidates = candidates & jax.lax.optimization_barrier(jnp.ones((), bool))
     available = layout.count(candidates, candidates)[:, 0]
     counts = jnp.clip(counts, 0, available)
 
     def settle(levels, candidates, counts):
-        numbers = levels[0]() if levels else _permutation(key, candidates)
+        numbers = _ordered(levels[0]()) if levels else _permutation(key, candidates)
         # Nothing is lower than the highest number, so what is no candidate is
         # never counted below a threshold.
         highest = jnp.array(jnp.iinfo(numbers.dtype).max, numbers.dtype)
@@ -283,6 +292,11 @@ def _choose(
     return settle(tuple(levels), candidates, counts)
 
 
+def _at_least_32_bits(x: jax.Array, dtype: Any) -> jax.Array:
+    is_narrow = x.dtype == jnp.bool_ or x.dtype.itemsize < 4
+    return x.astype(dtype) if is_narrow else x
+
+
 def _kth_lowest(
     numbers: jax.Array, counts: jax.Array, layout: rows_lib.Rows
 ) -> jax.Array:
@@ -298,9 +312,7 @@ def _kth_lowest(
     def next_digit(i, prefix):
         shift = (bits - _DIGIT_BITS * (i + 1)).astype(dtype)
         trial = layout.spread(prefix[:, None] + (digits << shift)[None, :])
-        below = layout.count(
-            *(numbers < trial[:, d, None] for d in range(digits.size))
-        )
+        below = layout.count(*(numbers < trial[:, d, None] for d in range(digits.size)))
         digit = jnp.sum(below < counts[:, None], axis=1, dtype=jnp.int32)
         return prefix + (digit.astype(dtype) << shift)
 
@@ -319,6 +331,7 @@ def _permutation(key: jax.Array, like: jax.Array) -> jax.Array:
     column = jax.lax.broadcasted_iota(jnp.uint32, like.shape, 1)
     x = row * jnp.uint32(like.shape[1]) + column
     words = jax.random.bits(as_key(key), (4,), jnp.uint32)
+    words = jax.lax.optimization_barrier(words)
     for word in words:
         x = x ^ word
         x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)

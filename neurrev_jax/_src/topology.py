@@ -1,20 +1,22 @@
 """Prune, grow and awake: the topology updates that methods are composed of.
 
 Each takes parameters and masks and returns new ones. All are pure, exact in their
-counts and work under jit; dense leaves pass through.
+counts and work under jit; dense leaves pass through. In place of trees they take
+`rows.Stack`s of the rewirable leaves, and return the same.
 """
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from neurrev_jax._src import base
+from neurrev_jax._src import base, selection
 from neurrev_jax._src import masks as masks_lib
-from neurrev_jax._src import selection
+from neurrev_jax._src import rows as rows_lib
 
 
+@functools.partial(jax.jit, inline=True)
 def prune(
     params: base.Params,
     masks: base.Masks,
@@ -27,8 +29,8 @@ def prune(
     Args:
       params: parameter tree.
       masks: mask tree.
-      counts: how many to prune: an int32 for every leaf, or a tree of them. More
-        than are active prunes them all.
+      counts: how many to prune: one int32 for every leaf, a tree of them, or
+        int32[L] for the L rewirable leaves. More than are active prunes them all.
       scores: tree of real arrays, the shapes of `params`.
       key: PRNG key, settles ties.
 
@@ -39,14 +41,17 @@ def prune(
     >>> w = {"w": jnp.array([0.5, -0.1, 0.3, 0.0])}
     >>> masks = {"w": jnp.array([True, True, True, False])}
     >>> params, masks = prune(w, masks, 1, jax.tree.map(jnp.abs, w), jax.random.key(0))
-    >>> params["w"], masks["w"]
-    (Array([0.5, 0. , 0.3, 0. ], dtype=float32), Array([ True, False,  True, False], dtype=bool))
+    >>> params["w"]
+    Array([0.5, 0. , 0.3, 0. ], dtype=float32)
+    >>> masks["w"]
+    Array([ True, False,  True, False], dtype=bool)
     """
     leaves = _Leaves(params, masks)
-    pruned = leaves.select(leaves.masks, counts, [scores], key)
-    return leaves.replace([m & ~p for m, p in zip(leaves.masks, pruned, strict=True)])
+    pruned = leaves.select(leaves.active, counts, [scores], key)
+    return leaves.replace(leaves.active & ~pruned)
 
 
+@functools.partial(jax.jit, inline=True)
 def grow(
     params: base.Params,
     masks: base.Masks,
@@ -59,8 +64,8 @@ def grow(
     Args:
       params: parameter tree.
       masks: mask tree.
-      counts: how many to grow: an int32 for every leaf, or a tree of them. More
-        than are inactive grows them all.
+      counts: how many to grow: one int32 for every leaf, a tree of them, or
+        int32[L] for the L rewirable leaves. More than are inactive grows them all.
       scores: tree of real arrays, the shapes of `params`; None grows at random.
       key: PRNG key, settles ties or makes the random choice.
 
@@ -75,12 +80,13 @@ def grow(
     Array([ True, False,  True, False], dtype=bool)
     """
     leaves = _Leaves(params, masks)
-    inactive = [~m for m in leaves.masks]
     levels = [] if scores is None else [jax.tree.map(jnp.negative, scores)]
-    grown = leaves.select(inactive, counts, levels, key)
-    return leaves.replace([m | g for m, g in zip(leaves.masks, grown, strict=True)])
+    # Padding is inactive too, and no place to grow.
+    grown = leaves.select(leaves.exists & ~leaves.active, counts, levels, key)
+    return leaves.replace(leaves.active | grown)
 
 
+@functools.partial(jax.jit, inline=True)
 def awake(
     params: base.Params,
     masks: base.Masks,
@@ -99,8 +105,9 @@ def awake(
       params: parameter tree.
       masks: mask tree.
       reference: parameters at the last topology update, a tree like `params`.
-      counts: how many to awake: an int32 for every leaf, or a tree of them. More
-        than there are candidates takes them all.
+      counts: how many to awake: one int32 for every leaf, a tree of them, or
+        int32[L] for the L rewirable leaves. More than there are candidates takes
+        them all.
       key: PRNG key, settles what is still tied.
       eligible: mask tree that restricts the candidates; None for no restriction.
 
@@ -118,8 +125,8 @@ def awake(
     candidates = awake_candidates(params, masks, eligible)
     change = jax.tree.map(lambda p, r: jnp.abs(p - r), params, reference)
     size = jax.tree.map(lambda p: -jnp.abs(p), params)
-    awoken = leaves.select(leaves.sparse(candidates), counts, [change, size], key)
-    return leaves.replace([m & ~a for m, a in zip(leaves.masks, awoken, strict=True)])
+    awoken = leaves.select(leaves.pack(candidates), counts, [change, size], key)
+    return leaves.replace(leaves.active & ~awoken)
 
 
 def awake_candidates(
@@ -127,52 +134,91 @@ def awake_candidates(
 ) -> base.Masks:
     """The active (and eligible) entries below zero: what `awake` chooses from."""
     eligible = masks if eligible is None else eligible
-    return masks_lib.tree_map(
-        lambda p, m, e: (m & e & (p < 0)) if jnp.ndim(m) else m, params, masks, eligible
-    )
-
-
-def count_active(masks: base.Masks) -> base.Tree:
-    """Number of active entries of each rewirable leaf, int32[]; 0 for dense ones."""
+    masks = masks_lib.broadcast(masks, params)
     return jax.tree.map(
-        lambda m: jnp.sum(m, dtype=jnp.int32) if jnp.ndim(m) else jnp.int32(0), masks
+        lambda p, m, e: (m & e & (p < 0)) if jnp.ndim(m) else m,
+        params,
+        masks,
+        masks_lib.broadcast(eligible, params),
     )
+
+
+def count_active(masks: base.Masks) -> jax.Array:
+    """Number of active entries of each of the L rewirable leaves, int32[L]."""
+    stacked = (
+        masks if isinstance(masks, rows_lib.Stack) else rows_lib.stack(masks, masks)
+    )
+    if not stacked.layout.shapes:
+        return jnp.zeros((0,), jnp.int32)
+    return stacked.layout.count(stacked.rows, stacked.rows)[:, 0]
 
 
 class _Leaves:
-    """The rewirable leaves of a parameter tree, picked out and put back."""
+    """The rewirable leaves of a parameter tree in rows, and the way back."""
 
     def __init__(self, params: base.Params, masks: base.Masks):
-        masks_lib.check_masks(params, masks)
-        self._params, self._structure = jax.tree.flatten(params)
-        self._all_masks = jax.tree.leaves(masks_lib.broadcast(masks, params))
-        self._index = [i for i, m in enumerate(self._all_masks) if jnp.ndim(m)]
-        self.masks = [self._all_masks[i] for i in self._index]
+        self._params = params
+        if isinstance(masks, rows_lib.Stack):
+            self._masks, stacked = masks, masks
+        else:
+            masks_lib.check_masks(params, masks)
+            masks = masks_lib.broadcast(masks, params)
+            self._masks = jax.tree.map(jnp.asarray, masks)
+            stacked = rows_lib.stack(self._masks, self._masks)
+        self.layout = stacked.layout
+        self.active = stacked.rows
 
-    def sparse(self, tree: Any) -> list[Any]:
-        """The rewirable leaves of a tree like the parameters."""
-        leaves = self._structure.flatten_up_to(tree)
-        return [leaves[i] for i in self._index]
+    @property
+    def exists(self) -> jax.Array:
+        """False in the padding, bool[R, W]."""
+        every = [jnp.ones(shape, bool) for shape in self.layout.shapes]
+        return self.layout.pack(every, False)
+
+    def pack(self, tree: Any) -> jax.Array:
+        """Rows [R, W] of the rewirable leaves of a tree like the parameters."""
+        if isinstance(tree, rows_lib.Stack):
+            return tree.rows
+        return rows_lib.stack(tree, self._masks).rows
 
     def select(
-        self,
-        candidates: Sequence[jax.Array],
-        counts: Any,
-        levels: Sequence[Any],
-        key: jax.Array,
-    ) -> list[jax.Array]:
-        if not self._index:
-            return []
-        full = masks_lib.broadcast(counts, self._structure.unflatten(self._params))
-        scores = [self.sparse(level) for level in levels]
-        return selection.select_each(scores, candidates, self.sparse(full), key)
+        self, candidates: jax.Array, counts: Any, levels: list[Any], key: jax.Array
+    ) -> jax.Array:
+        if not self.layout.shapes:
+            return candidates
+        return selection.select_rows(
+            [functools.partial(self.pack, level) for level in levels],
+            candidates,
+            self._count_per_leaf(counts),
+            key,
+            self.layout,
+        )
 
-    def replace(
-        self, masks: Sequence[jax.Array]
-    ) -> tuple[base.Params, base.Masks]:
-        params, all_masks = list(self._params), list(self._all_masks)
-        for i, new in zip(self._index, masks, strict=True):
-            kept = new & self._all_masks[i]
-            params[i] = jnp.where(kept, params[i], jnp.zeros_like(params[i]))
-            all_masks[i] = new
-        return self._structure.unflatten(params), self._structure.unflatten(all_masks)
+    def replace(self, active: jax.Array) -> tuple[base.Params, base.Masks]:
+        """Parameters and masks with these entries active, pruned and grown ones 0."""
+        if isinstance(self._masks, rows_lib.Stack):
+            kept = self.active & active
+            rows = jnp.where(kept, self._params.rows, jnp.zeros_like(self._params.rows))
+            return rows_lib.Stack(rows, self.layout), rows_lib.Stack(
+                active, self.layout
+            )
+        stacked = rows_lib.Stack(active, self.layout)
+        masks = rows_lib.unstack(stacked, self._masks, self._masks)
+        params = jax.tree.map(
+            lambda p, old, new: (
+                jnp.where(old & new, p, jnp.zeros_like(p)) if old.ndim else p
+            ),
+            self._params,
+            self._masks,
+            masks,
+        )
+        return params, masks
+
+    def _count_per_leaf(self, counts: Any) -> jax.Array:
+        number = len(self.layout.shapes)
+        if isinstance(counts, (jax.Array, int)) and jnp.ndim(counts) <= 1:
+            return jnp.broadcast_to(jnp.asarray(counts, jnp.int32), (number,))
+        full = jax.tree.leaves(masks_lib.broadcast(counts, self._masks))
+        flags = [mask.ndim > 0 for mask in jax.tree.leaves(self._masks)]
+        return selection.stack_counts(
+            [count for count, flag in zip(full, flags, strict=True) if flag]
+        )

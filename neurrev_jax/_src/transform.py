@@ -1,21 +1,23 @@
 """`sparse_transform`: any sparse-training method around any Optax optimizer."""
 
-from collections.abc import Mapping
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from neurrev_jax._src import base
-from neurrev_jax._src import branching
-from neurrev_jax._src import distributions
-from neurrev_jax._src import inner_slots
-from neurrev_jax._src import inner_step
+from neurrev_jax._src import (
+    base,
+    branching,
+    distributions,
+    inner_slots,
+    inner_step,
+    selection,
+)
 from neurrev_jax._src import masks as masks_lib
 from neurrev_jax._src import paths as paths_lib
-from neurrev_jax._src import selection
 from neurrev_jax._src.methods import neurrev as neurrev_lib
 
 
@@ -79,13 +81,21 @@ def sparse_transform(
     method = neurrev_lib.neurrev() if method is None else method
     inner = optax.with_extra_args_support(inner)
 
+    def start(params: base.Params) -> base.Targets:
+        if masks is not None:
+            masks_lib.check_masks(params, masks)
+            return method.start(_targets_of(params, masks))
+        shapes = paths_lib.sparsifiable(params, where)
+        counts = distributions.initial_counts(shapes, sparsity, distribution)
+        sizes = {path: math.prod(shapes[path]) for path in counts}
+        return method.start(base.Targets(sizes, counts))
+
     def init(params: base.Params) -> base.SparseState:
         typed_key = selection.as_key(key)
-        targets = _start(params, method, sparsity, distribution, where)
+        targets = start(params)
         if masks is None:
             drawn = _draw(params, targets, jax.random.fold_in(typed_key, 0))
         else:
-            masks_lib.check_masks(params, masks)
             # A copy, so that donating the state does not take the caller's masks.
             full = masks_lib.broadcast(masks, params)
             drawn = jax.tree.map(lambda m: jnp.array(m, copy=True), full)
@@ -95,7 +105,7 @@ def sparse_transform(
             params=params,
             grads=None,
             masks=drawn,
-            targets=_target_tree(params, drawn, masks, targets),
+            targets=_target_tree(params, drawn, targets),
             method_state=None,
             extra={},
         )
@@ -122,14 +132,13 @@ def sparse_transform(
             )
         masks_lib.check_masks(params, state.masks)
         count = optax.safe_increment(state.count)
-        targets = _start(params, method, sparsity, distribution, where)
         context = base.Context(
             t=count,
             key=jax.random.fold_in(selection.as_key(state.key), count),
             params=params,
             grads=grads,
             masks=state.masks,
-            targets=_target_tree(params, state.masks, masks, targets),
+            targets=_target_tree(params, state.masks, start(params)),
             method_state=state.method_state,
             extra=extra,
             frozen=frozen,
@@ -181,7 +190,7 @@ class _Step:
         record = is_traced and not resets and not grows and self._is_plain()
 
         raw, state = self._inner_update(record)
-        state = self._mask_slots(state, context.masks, self._movable(context.masks))
+        state = self._mask_slots(state, self._movable(context.masks))
         method_state = context.method_state
         if method.observe is not None:
             after = self._params_after(raw, state)
@@ -196,7 +205,7 @@ class _Step:
                 self._movable(carry.masks, carry.method_state),
                 self._movable(masks, rewired.method_state),
             )
-            kept = self._mask_slots(carry.inner_state, carry.masks, movable)
+            kept = self._mask_slots(carry.inner_state, movable)
             if rewired.reset_slots is not False:
                 kept = self._reset_slots(kept, rewired.reset_slots)
             grown = rewired.grown if carry.grown is not None else None
@@ -214,9 +223,7 @@ class _Step:
 
         def rewire():
             rewired = self.method.rewire(self.context)
-            found.append(
-                (rewired.grown is not None, rewired.reset_slots is not False)
-            )
+            found.append((rewired.grown is not None, rewired.reset_slots is not False))
             return rewired.masks, rewired.method_state
 
         new = jax.eval_shape(rewire)
@@ -241,6 +248,7 @@ class _Step:
             and method.inactive == "zero"
             and method.after_step is None
             and self.context.frozen is None
+            and not _may_fire_first(method.schedule)
         )
 
     def _at(self, params: base.Params, masks: base.Masks, state: Any) -> base.Context:
@@ -340,13 +348,14 @@ class _Step:
                 begin = (start - p).astype(u.dtype)
                 return jnp.where(n & ~o, begin, out)
 
-            starts = jax.tree.map(jnp.zeros_like, self.params) if grown is None else grown
+            starts = (
+                jax.tree.map(jnp.zeros_like, self.params) if grown is None else grown
+            )
             updates = jax.tree.map(mask, raw, self.params, old, new, starts)
         return self._unless_frozen(updates, jax.tree.map(jnp.zeros_like, updates))
 
-    def _mask_slots(self, state: Any, masks: base.Masks, movable: base.Masks) -> Any:
-        """Zero slots outside `movable`, unless the method keeps them; frozen ones stay."""
-        del masks
+    def _mask_slots(self, state: Any, movable: base.Masks) -> Any:
+        """Zero slots outside `movable` unless the method keeps them; frozen ones stay."""
         if self.method.slots == "zero":
             state = inner_slots.mask_slots(state, self.slots, self.params, movable)
         return self._frozen_slots(state)
@@ -430,7 +439,9 @@ def gradient_masks(opt_state: Any) -> base.Masks:
     """
     replaced = jax.tree.map(
         lambda state: state._replace(
-            masks=getattr(state.method_state, "gradient_masks", lambda m: m)(state.masks)
+            masks=getattr(state.method_state, "gradient_masks", lambda m: m)(
+                state.masks
+            )
         ),
         masks_lib.find_states(opt_state),
         is_leaf=lambda node: isinstance(node, base.SparseState),
@@ -448,11 +459,30 @@ def _by_state(params: base.Params, opt_state: Any, name: str, default: Any):
     return params
 
 
-def _start(params, method, sparsity, distribution, where) -> base.Targets:
-    shapes = paths_lib.sparsifiable(params, where)
-    counts = distributions.initial_counts(shapes, sparsity, distribution)
-    sizes = {path: math.prod(shapes[path]) for path in counts}
-    return method.start(base.Targets(sizes, counts))
+def _may_fire_first(schedule: base.Schedule) -> bool:
+    """Whether call 1 ends with a topology update.
+
+    Only then can an entry that grows have held anything but zero before: the first
+    call leaves all inactive entries at zero, whatever it was given.
+    """
+    with jax.ensure_compile_time_eval():
+        fires = jnp.any(jnp.asarray(schedule(jnp.int32(1)), bool))
+    return isinstance(fires, jax.core.Tracer) or bool(fires)
+
+
+def _targets_of(params: base.Params, masks: base.Masks) -> base.Targets:
+    """The targets that given masks amount to."""
+    full = jax.tree.leaves(masks_lib.broadcast(masks, params))
+    sparse = {
+        path: mask
+        for (path, _), mask in zip(
+            paths_lib.flatten_with_paths(params)[0], full, strict=True
+        )
+        if jnp.ndim(mask)
+    }
+    sizes = {path: mask.size for path, mask in sparse.items()}
+    counts = {path: jnp.sum(mask, dtype=jnp.int32) for path, mask in sparse.items()}
+    return base.Targets(sizes, counts)
 
 
 def _draw(params: base.Params, targets: base.Targets, key: jax.Array) -> base.Masks:
@@ -473,15 +503,10 @@ def _draw(params: base.Params, targets: base.Targets, key: jax.Array) -> base.Ma
     return structure.unflatten(masks)
 
 
-def _target_tree(params, masks, given, targets: base.Targets) -> base.Tree:
-    if given is not None:
-        given = masks_lib.broadcast(given, params)
-        return jax.tree.map(
-            lambda m: jnp.sum(m, dtype=jnp.int32) if jnp.ndim(m) else jnp.int32(0), given
-        )
+def _target_tree(params: base.Params, masks: base.Masks, targets: base.Targets):
     leaves, structure = paths_lib.flatten_with_paths(params)
     return structure.unflatten(
-        jnp.int32(targets.counts.get(path, 0) if m.ndim else 0)
+        jnp.asarray(targets.counts.get(path, 0) if m.ndim else 0, jnp.int32)
         for (path, _), m in zip(leaves, jax.tree.leaves(masks), strict=True)
     )
 

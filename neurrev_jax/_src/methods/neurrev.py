@@ -6,12 +6,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from neurrev_jax._src import base
+from neurrev_jax._src import base, ratios, rows, schedules, selection, topology
 from neurrev_jax._src import masks as masks_lib
-from neurrev_jax._src import ratios
-from neurrev_jax._src import schedules
-from neurrev_jax._src import selection
-from neurrev_jax._src import topology
 from neurrev_jax._src.methods import static
 
 _OPTIONS = {
@@ -132,6 +128,7 @@ def neurrev(
             f"scope='global' cannot be combined with too_few={too_few!r}: over all "
             "leaves the awake step takes what there is; use too_few='fewer'."
         )
+    draw = static.draw_by(init_mask)
     awake_ratio = ratios.as_ratio("update_ratio", update_ratio)
     if prune_ratio is None:
         magnitude_ratio = awake_ratio
@@ -141,81 +138,64 @@ def neurrev(
 
     def start(targets: base.Targets) -> base.Targets:
         _require_feasible(targets, awake_ratio, magnitude_ratio, ratio_of)
-        return static.draw_by(init_mask)(targets)
+        return draw(targets)
 
     def init(context: base.Context) -> NeurRevState:
         return NeurRevState(_masked(context.params, context.masks), jnp.int32(0))
 
     def rewire(context: base.Context) -> base.Rewired:
-        params, old = context.params, context.masks
-        key_prune, key_grow, key_awake, key_fill = jax.random.split(context.key, 4)
+        keys = jax.random.split(context.key, 4)
+        weights = rows.stack(context.params, context.masks)
+        old = rows.stack(context.masks, context.masks)
+        sizes = jnp.array(old.layout.sizes, jnp.int32)
         active = topology.count_active(old)
-        sizes = jax.tree.map(lambda m: jnp.int32(m.size if m.ndim else 0), old)
-        base_count = active if ratio_of == "nonzero" else sizes
+        whole = active if ratio_of == "nonzero" else sizes
 
-        def counts(ratio):
-            r = ratio(context.t)
-            return jax.tree.map(
-                lambda n, limit: jnp.minimum(ratios.fraction_of(r, n), limit),
-                base_count,
-                active,
-            )
-
-        k, wanted = counts(magnitude_ratio), counts(awake_ratio)
-        magnitude = jax.tree.map(jnp.abs, params)
-        pruned, survivors = topology.prune(params, old, k, magnitude, key_prune)
-        negative = topology.count_active(topology.awake_candidates(params, survivors))
+        k = ratios.fraction_of(magnitude_ratio(context.t), whole)
+        wanted = ratios.fraction_of(awake_ratio(context.t), whole)
+        k, wanted = jnp.minimum(k, active), jnp.minimum(wanted, active)
+        size = jax.tree.map(jnp.abs, weights)
+        pruned, survivors = topology.prune(weights, old, k, size, keys[0])
+        negative = topology.count_active(topology.awake_candidates(weights, survivors))
         # Growth cannot exceed what the leaf has room for.
-        room = jax.tree.map(
-            lambda a, size, n: jnp.minimum(a, size - n), wanted, sizes, active
-        )
-        awoken = jax.tree.map(jnp.minimum, room, negative)
+        room = jnp.minimum(wanted, sizes - active)
+        awoken = jnp.minimum(room, negative)
         if scope == "global":
-            awoken = _share_out(room, negative)
-        if too_few == "magnitude":
-            left = jax.tree.map(jnp.subtract, active, k)
-            added = jax.tree.map(jnp.minimum, room, left)
-        else:
-            added = room if too_few == "drift" else awoken
-        grow_by = jax.tree.map(jnp.add, k, added)
-        _, grown = topology.grow(pruned, survivors, grow_by, None, key_grow)
+            total = jnp.minimum(jnp.sum(room), jnp.sum(negative))
+            awoken = selection.apportion(total, room, room)
+        added = {
+            "fewer": awoken,
+            "magnitude": jnp.minimum(room, active - k),
+            "drift": room,
+        }[too_few]
+        _, grown = topology.grow(pruned, survivors, k + added, None, keys[1])
 
-        # A weight dropped and regrown was never away: the awake step sees its value.
-        if order_by == "magnitude":
-            reference = params
-        else:
+        # The awake step sees the weights as they were before pruning: one dropped
+        # and regrown was never away.
+        reference = weights
+        if order_by == "change":
+            reference = rows.stack(context.method_state.reference, context.masks)
             reference = jax.tree.map(
-                lambda r, p: jnp.broadcast_to(r * jnp.array(decay_factor, r.dtype), p.shape),
-                context.method_state.reference,
-                params,
+                lambda r: r * jnp.array(decay_factor, r.dtype), reference
             )
         candidates = survivors if eligible == "survivors" else grown
-        if scope == "global":
-            masks = _awake_globally(
-                params, grown, reference, awoken, key_awake, candidates
-            )
-        else:
-            _, masks = topology.awake(
-                params, grown, reference, awoken, key_awake, candidates
-            )
+        search = _awake_globally if scope == "global" else topology.awake
+        _, masks = search(weights, grown, reference, awoken, keys[2], candidates)
         if too_few == "magnitude":
-            missing = jax.tree.map(jnp.subtract, added, awoken)
-            protected = jax.tree.map(
-                lambda p, m, s: jnp.where(m & s, p, jnp.inf) if m.ndim else p,
-                magnitude,
-                masks,
-                survivors,
+            size = jax.tree.map(
+                lambda s, m, c: jnp.where(m & c, s, jnp.inf), size, masks, candidates
             )
-            _, masks = topology.prune(params, masks, missing, protected, key_fill)
-        kept = jax.tree.map(lambda a, b: a & b, old, masks)
-        shortfall = sum(
-            jnp.sum(a - b)
-            for a, b in zip(
-                jax.tree.leaves(wanted), jax.tree.leaves(awoken), strict=True
-            )
+            _, masks = topology.prune(weights, masks, added - awoken, size, keys[3])
+
+        reference = jax.tree.map(
+            lambda w, o, m: jnp.where(o & m, w, jnp.zeros_like(w)), weights, old, masks
         )
-        state = NeurRevState(_masked(params, kept), jnp.int32(shortfall))
-        return base.Rewired(masks, state)
+        state = NeurRevState(
+            rows.unstack(reference, context.method_state.reference, context.masks),
+            jnp.sum(wanted - awoken),
+        )
+        new = rows.unstack(masks, context.masks, context.masks)
+        return base.Rewired(new, state)
 
     return base.Method(
         name="neurrev",
@@ -231,47 +211,33 @@ def _masked(params: base.Params, masks: base.Masks) -> base.Params:
     """Parameters under their masks; nothing is kept of dense leaves."""
     return masks_lib.tree_map(
         lambda p, m: (
-            jnp.where(m, p, jnp.zeros_like(p)) if jnp.ndim(m) else jnp.zeros((), p.dtype)
+            jnp.where(m, p, jnp.zeros_like(p))
+            if jnp.ndim(m)
+            else jnp.zeros((), p.dtype)
         ),
         params,
         masks,
     )
 
 
-def _share_out(room: base.Tree, negative: base.Tree) -> base.Tree:
-    """The global awake count min(sum room, sum negative), as growth per leaf."""
-    leaves, structure = jax.tree.flatten(room)
-    wanted = jnp.stack(leaves)
-    total = jnp.minimum(jnp.sum(wanted), sum(jax.tree.leaves(negative)))
-    shares = selection.apportion(total, wanted, wanted)
-    return structure.unflatten([shares[i] for i in range(len(leaves))])
-
-
 def _awake_globally(
-    params: base.Params,
-    masks: base.Masks,
-    reference: base.Params,
-    counts: base.Tree,
+    weights: rows.Stack,
+    masks: rows.Stack,
+    reference: rows.Stack,
+    counts: jax.Array,
     key: jax.Array,
-    eligible: base.Masks,
-) -> base.Masks:
+    eligible: rows.Stack,
+) -> tuple[rows.Stack, rows.Stack]:
     """As `awake`, but the least changed over all leaves together."""
-    candidates = topology.awake_candidates(params, masks, eligible)
-    leaves, structure = jax.tree.flatten(masks)
-    sparse = [i for i, mask in enumerate(leaves) if mask.ndim]
-    if not sparse:
-        return masks
-    p, r, c = (
-        [structure.flatten_up_to(tree)[i] for i in sparse]
-        for tree in (params, reference, candidates)
+    layout = rows.Rows(masks.layout.whole().shapes)
+    one_leaf = (
+        rows.Stack(stacked.rows, layout)
+        for stacked in (weights, masks, reference, eligible)
     )
-    change = [jnp.abs(a - b) for a, b in zip(p, r, strict=True)]
-    size = [-jnp.abs(a) for a in p]
-    total = sum(jax.tree.leaves(counts))
-    chosen = selection.select_among([change, size], c, total, key)
-    for i, taken in zip(sparse, chosen, strict=True):
-        leaves[i] = leaves[i] & ~taken
-    return structure.unflatten(leaves)
+    weights, all_masks, reference, eligible = one_leaf
+    total = jnp.sum(counts)
+    _, new = topology.awake(weights, all_masks, reference, total, key, eligible)
+    return weights, rows.Stack(new.rows, masks.layout)
 
 
 def _require_feasible(
@@ -290,6 +256,9 @@ def _require_feasible(
         return
     for path, size in targets.sizes.items():
         active = targets.counts[path]
+        if isinstance(active, jax.core.Tracer):
+            continue
+        active = int(active)
         awoken, pruned = int(a * size), int(q * size)
         # About half of the weights are negative, and newly grown ones are not.
         if min(awoken, size - active) > (active - pruned) / 2:

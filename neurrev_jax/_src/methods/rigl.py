@@ -5,10 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from neurrev_jax._src import base
-from neurrev_jax._src import ratios
-from neurrev_jax._src import schedules
-from neurrev_jax._src import topology
+from neurrev_jax._src import base, ratios, rows, schedules, topology
 from neurrev_jax._src.methods import static
 
 
@@ -54,23 +51,21 @@ def rigl(
     'rigl'
     """
     ratio = ratios.as_ratio("update_ratio", update_ratio)
+    draw = static.draw_by(init_mask)
     schedule = schedule or schedules.periodic(100)
 
     def rewire(context: base.Context) -> base.Rewired:
         key_drop, key_grow = jax.random.split(context.key)
-        active = topology.count_active(context.masks)
-        r = ratio(context.t)
-        k = jax.tree.map(lambda n: ratios.fraction_of(r, n), active)
-        params, masks = topology.prune(
-            context.params,
-            context.masks,
-            k,
-            jax.tree.map(jnp.abs, context.params),
-            key_drop,
-        )
-        growth = jax.tree.map(jnp.abs, context.grads)
-        _, masks = topology.grow(params, masks, k, growth, key_grow)
-        return base.Rewired(masks, context.method_state)
+        weights = rows.stack(context.params, context.masks)
+        masks = rows.stack(context.masks, context.masks)
+        gradients = rows.stack(context.grads, context.masks)
+        k = ratios.fraction_of(ratio(context.t), topology.count_active(masks))
+        size = jax.tree.map(jnp.abs, weights)
+        weights, masks = topology.prune(weights, masks, k, size, key_drop)
+        growth = jax.tree.map(jnp.abs, gradients)
+        _, masks = topology.grow(weights, masks, k, growth, key_grow)
+        new = rows.unstack(masks, context.masks, context.masks)
+        return base.Rewired(new, context.method_state)
 
     def dense_in_next_call(context: base.Context) -> GradientGrowthState:
         return GradientGrowthState(jnp.asarray(schedule(context.t + 1), bool))
@@ -80,7 +75,7 @@ def rigl(
         schedule=schedule,
         rewire=rewire,
         cost=base.Cost(update=(2.0, 1.0)),
-        start=static.draw_by(init_mask),
+        start=draw,
         init=dense_in_next_call,
         observe=dense_in_next_call,
         dense_gradients=schedule,

@@ -5,10 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from neurrev_jax._src import base
-from neurrev_jax._src import ratios
-from neurrev_jax._src import schedules
-from neurrev_jax._src import topology
+from neurrev_jax._src import base, ratios, rows, schedules, topology
 from neurrev_jax._src.methods import static
 
 
@@ -46,46 +43,36 @@ def set_(
     if drop not in ("signed", "magnitude"):
         raise ValueError(f"drop={drop!r} is unknown; choose 'signed' or 'magnitude'.")
     ratio = ratios.as_ratio("update_ratio", update_ratio)
+    draw = static.draw_by(init_mask)
 
     def rewire(context: base.Context) -> base.Rewired:
         r = ratio(context.t)
-        key_drop, key_grow = jax.random.split(context.key)
-        params, masks = context.params, context.masks
-        size = jax.tree.map(jnp.abs, params)
+        key_positive, key_negative, key_grow = jax.random.split(context.key, 3)
+        weights = rows.stack(context.params, context.masks)
+        masks = rows.stack(context.masks, context.masks)
+        size = jax.tree.map(jnp.abs, weights)
         if drop == "magnitude":
-            active = topology.count_active(masks)
-            k = jax.tree.map(lambda n: ratios.fraction_of(r, n), active)
-            params, masks = topology.prune(params, masks, k, size, key_drop)
+            k = ratios.fraction_of(r, topology.count_active(masks))
+            _, masks = topology.prune(weights, masks, k, size, key_positive)
         else:
-            key_positive, key_negative = jax.random.split(key_drop)
-            k = None
-            for wanted, part_key in ((1, key_positive), (-1, key_negative)):
-                of_sign = jax.tree.map(
-                    lambda p, m, s=wanted: (m & (p * s > 0)) if jnp.ndim(m) else m,
-                    context.params,
-                    context.masks,
-                )
-                number = jax.tree.map(
-                    lambda n: ratios.fraction_of(r, n), topology.count_active(of_sign)
-                )
-                _, left = topology.prune(context.params, of_sign, number, size, part_key)
-                # What was dropped of this sign: in `of_sign` and no longer left.
-                masks = jax.tree.map(
-                    lambda m, s, keep: (m & (keep | ~s)) if jnp.ndim(m) else m,
-                    masks,
-                    of_sign,
-                    left,
-                )
-                k = number if k is None else jax.tree.map(jnp.add, k, number)
-            params = jax.tree.map(
-                lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks
+            positive = jax.tree.map(lambda m, w: m & (w > 0), masks, weights)
+            negative = jax.tree.map(lambda m, w: m & (w < 0), masks, weights)
+            k_positive = ratios.fraction_of(r, topology.count_active(positive))
+            k_negative = ratios.fraction_of(r, topology.count_active(negative))
+            _, up = topology.prune(weights, positive, k_positive, size, key_positive)
+            _, down = topology.prune(weights, negative, k_negative, size, key_negative)
+            # An active weight that is exactly zero has no sign and is not dropped.
+            masks = jax.tree.map(
+                lambda m, w, u, d: u | d | (m & (w == 0)), masks, weights, up, down
             )
-        _, masks = topology.grow(params, masks, k, None, key_grow)
-        return base.Rewired(masks, context.method_state)
+            k = k_positive + k_negative
+        _, masks = topology.grow(weights, masks, k, None, key_grow)
+        new = rows.unstack(masks, context.masks, context.masks)
+        return base.Rewired(new, context.method_state)
 
     return base.Method(
         name="set",
         schedule=schedule or schedules.periodic(1000),
         rewire=rewire,
-        start=static.draw_by(init_mask),
+        start=draw,
     )

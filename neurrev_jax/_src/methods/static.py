@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from neurrev_jax._src import base
-from neurrev_jax._src import schedules
+from neurrev_jax._src import base, schedules
 
 
 def static(*, init_mask: Literal["random", "magnitude"] = "random") -> base.Method:
@@ -23,11 +22,12 @@ def static(*, init_mask: Literal["random", "magnitude"] = "random") -> base.Meth
     >>> static().name
     'static'
     """
+    draw = draw_by(init_mask)
     return base.Method(
         name="static",
         schedule=schedules.Never(),
         rewire=lambda context: base.Rewired(context.masks, context.method_state),
-        start=draw_by(init_mask),
+        start=draw,
     )
 
 
