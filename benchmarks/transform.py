@@ -138,7 +138,7 @@ def jaxpruner_arm(params: Any, grads: Any) -> Arm | None:
 
 def main() -> None:
     """Measures, prints the table and writes it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Cost of sparse_transform.")
     parser.add_argument("--runs", type=int, default=15, help="timed steps per arm")
     parser.add_argument(
         "--methods", nargs="+", default=["neurrev", "set", "rigl", "static"]

@@ -53,7 +53,7 @@ class Targets:
     """
 
     sizes: Mapping[str, int]
-    counts: Mapping[str, int]
+    counts: Mapping[str, int | jax.Array]
     draw: Literal["random", "magnitude"] = "random"
 
 

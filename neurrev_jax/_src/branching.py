@@ -1,10 +1,11 @@
 """Doing something on some calls only, without cost on the others."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 T = TypeVar("T")
 
@@ -46,8 +47,10 @@ def _where_own_vmap(axis_size, in_batched, predicate, new, old):
     return mine, jax.tree.map(lambda _: True, mine)
 
 
-def run_if(predicate: jax.typing.ArrayLike, fn: Callable[[T], T], carry: T) -> T:
-    """`fn(carry)` where the predicate holds, else `carry`, updated in place.
+def run_if(
+    predicate: jax.typing.ArrayLike, fn: Callable[..., T], carry: T, operands: Any = ()
+) -> T:
+    """`fn(carry, *operands)` where the predicate holds, else `carry`, in place.
 
     A loop that runs at most once stands in for `jax.lax.cond`: XLA updates the
     carry of a loop in place, whereas it copies what a conditional returns, which on
@@ -58,19 +61,24 @@ def run_if(predicate: jax.typing.ArrayLike, fn: Callable[[T], T], carry: T) -> T
 
     Args:
       predicate: bool scalar.
-      fn: keeps the structure, shapes and types of its argument.
+      fn: keeps the structure, shapes and types of its first argument.
       carry: pytree of arrays.
+      operands: whatever large arrays `fn` reads besides. (What it closes over and
+        does not depend on the carry, XLA would compute before the loop, always.)
 
     Returns:
       A pytree like `carry`.
     """
     predicate = jnp.asarray(predicate, bool)
-    if not isinstance(predicate, jax.core.Tracer):
-        return fn(carry) if predicate else carry
+    if not isinstance(predicate, Tracer):
+        return fn(carry, *operands) if predicate else carry
 
     def body(state):
-        _, old = state
-        new = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), fn(old), old)
+        running, old = state
+        # Ties the operands to the loop, so that nothing is hoisted out of it.
+        read, _ = jax.lax.optimization_barrier((operands, running))
+        new = fn(old, *read)
+        new = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, old)
         return jnp.zeros((), bool), _where_own(predicate, new, old)
 
     carry = jax.tree.map(jnp.asarray, carry)

@@ -64,7 +64,9 @@ def initial_counts(
     }
 
 
-def _spread(free: Shapes, shapes: Shapes, target: float, distribution: Any):
+def _spread(
+    free: Shapes, shapes: Shapes, target: float, distribution: Any
+) -> Mapping[str, float]:
     if isinstance(distribution, str):
         if distribution not in _NAMED:
             raise ValueError(
@@ -320,7 +322,7 @@ def _checked(sparsity: Any, what: str) -> float:
             f"{what}={sparsity!r} must be a number known before tracing; under "
             "optax.inject_hyperparams name it in static_args."
         )
-    if not 0 <= sparsity < 1:
+    if not 0 <= float(sparsity) < 1:
         raise ValueError(
             f"{what}={sparsity!r} must lie in [0, 1): it is the fraction of zeros, "
             "0.9 for 90 %."

@@ -27,16 +27,18 @@ class _Kind(enum.Enum):
     """What a recorded value depends on."""
 
     SCALAR = "one number, or one number repeated"
-    PARAM = "parameters and scalars, entry by entry"
-    SLOT = "new slots, parameters and scalars, entry by entry"
+    PARAM = "one parameter leaf and scalars, entry by entry"
+    SLOT = "new slots of one leaf, that leaf and scalars, entry by entry"
     OTHER = "anything else"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Property:
     kind: _Kind
+    # Number of the parameter leaf, for the two kinds that belong to one.
+    leaf: int = -1
     # Whether it is zero at an entry whose parameter and new slots are zero.
-    zero: bool
+    zero: bool = False
 
 
 # Elementwise operations, by when their result is certainly zero at an entry.
@@ -119,6 +121,7 @@ class InnerStep:
           Such a leaf holds what the optimizer computed at every entry whose slots
           are untouched, and zero where parameter and slots are zero.
         """
+        leaf_of = dict(zip(self._state, slots, strict=True))
         replaced = {
             index: leaf
             for index, leaf, slot in zip(
@@ -126,11 +129,12 @@ class InnerStep:
             )
             if slot >= 0 and index not in self._inputs
         }
-        properties = self._analyze(set(replaced))
-        derived = [
-            properties[i].kind is _Kind.SLOT and (properties[i].zero or not is_sparse)
-            for i, is_sparse in zip(self._updates, sparse, strict=True)
-        ]
+        properties = self._analyze({i: leaf_of[i] for i in replaced})
+        derived = []
+        for number, index in enumerate(self._updates):
+            found = properties[index]
+            own = found.kind is _Kind.SLOT and found.leaf == number
+            derived.append(own and (found.zero or not sparse[number]))
         wanted = [i for i, d in zip(self._updates, derived, strict=True) if d]
         needed = self._needed(set(wanted), set(replaced))
         values = dict(replaced)
@@ -182,20 +186,20 @@ class InnerStep:
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _analyze(self, replaced: set[int]) -> list[_Property]:
+    def _analyze(self, replaced: dict[int, int]) -> list[_Property]:
+        """What every value depends on, given which ones are slots of which leaf."""
         properties = [
-            _Property(_Kind.SCALAR if jnp.size(v) == 1 else _Kind.OTHER, False)
+            _Property(_Kind.SCALAR if jnp.size(v) == 1 else _Kind.OTHER)
             for v in self._values
         ]
-        for i in self._params:
-            properties[i] = _Property(_Kind.PARAM, True)
+        for number, i in enumerate(self._params):
+            properties[i] = _Property(_Kind.PARAM, number, zero=True)
         for operation in self._operations:
             given = [properties[i] for i in operation.inputs]
             for i in operation.outputs:
                 properties[i] = _property_of(operation, given, self._values, i)
-            for i in operation.outputs:
                 if i in replaced:
-                    properties[i] = _Property(_Kind.SLOT, True)
+                    properties[i] = _Property(_Kind.SLOT, replaced[i], zero=True)
         return properties
 
     def _needed(self, wanted: set[int], given: set[int]) -> set[int]:
@@ -220,24 +224,24 @@ def _property_of(
 ) -> _Property:
     name = operation.primitive.name
     kinds = {p.kind for p in given}
+    leaves = {p.leaf for p in given if p.kind in (_Kind.PARAM, _Kind.SLOT)}
     shape = jnp.shape(values[output])
-    if kinds <= {_Kind.SCALAR} and (
-        name in _ELEMENTWISE
-        or name == "broadcast_in_dim"
-        or jnp.size(values[output]) == 1
-    ):
-        return _Property(_Kind.SCALAR, False)
-    whole = [
-        i
+    is_elementwise = name in _ELEMENTWISE and all(
+        p.kind is _Kind.SCALAR or jnp.shape(values[i]) == shape
         for i, p in zip(operation.inputs, given, strict=True)
-        if p.kind is not _Kind.SCALAR
-    ]
-    same_shape = all(jnp.shape(values[i]) == shape for i in whole)
-    if name not in _ELEMENTWISE or _Kind.OTHER in kinds or not same_shape or not whole:
-        size_one = jnp.size(values[output]) == 1 and _Kind.SLOT not in kinds
-        return _Property(_Kind.SCALAR if size_one else _Kind.OTHER, False)
+    )
+    if kinds <= {_Kind.SCALAR}:
+        repeats = is_elementwise or name == "broadcast_in_dim"
+        known = repeats or jnp.size(values[output]) == 1
+        return _Property(_Kind.SCALAR if known else _Kind.OTHER)
+    if not is_elementwise or _Kind.OTHER in kinds or len(leaves) > 1:
+        # One number out of arrays is a scalar like any other, but for slots: it
+        # would come out different.
+        is_scalar = jnp.size(values[output]) == 1 and _Kind.SLOT not in kinds
+        return _Property(_Kind.SCALAR if is_scalar else _Kind.OTHER)
     kind = _Kind.SLOT if _Kind.SLOT in kinds else _Kind.PARAM
-    return _Property(kind, _is_zero(name, operation.params, [p.zero for p in given]))
+    zero = _is_zero(name, operation.params, [p.zero for p in given])
+    return _Property(kind, leaves.pop(), zero)
 
 
 def _is_zero(name: str, params: dict[str, Any], zero: list[bool]) -> bool:

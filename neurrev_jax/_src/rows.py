@@ -47,6 +47,15 @@ class Rows:
         """Index of the leaf that each row belongs to, int32[R]."""
         return np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.counts)
 
+    @property
+    def row_sizes(self) -> np.ndarray:
+        """Number of entries in each row that are no padding, int32[R]."""
+        blocks = [
+            np.clip(size - WIDTH * np.arange(count), 0, WIDTH)
+            for size, count in zip(self.sizes, self.counts, strict=True)
+        ]
+        return np.concatenate([np.zeros(0), *blocks]).astype(np.int32)
+
     def whole(self) -> "Rows":
         """The same rows as one single leaf."""
         return Rows(((sum(self.counts) * WIDTH,),))

@@ -265,7 +265,7 @@ def select_rows(
     """
     # Where all candidates are known while tracing, XLA would fold the counting into
     # a constant, entry by entry, for minutes. It cannot see through a barrier.
-    candidates = candidates & jax.lax.optimization_barrier(jnp.ones((), bool))
+    candidates = jax.lax.optimization_barrier(candidates)
     available = layout.count(candidates, candidates)[:, 0]
     counts = jnp.clip(counts, 0, available)
 

@@ -6,6 +6,7 @@ counts and work under jit; dense leaves pass through. In place of trees they tak
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ def prune(
     Array([ True, False,  True, False], dtype=bool)
     """
     leaves = _Leaves(params, masks)
-    pruned = leaves.select(leaves.active, counts, [scores], key)
+    pruned = leaves.select(leaves.active, counts, [lambda: scores], key)
     return leaves.replace(leaves.active & ~pruned)
 
 
@@ -80,7 +81,9 @@ def grow(
     Array([ True, False,  True, False], dtype=bool)
     """
     leaves = _Leaves(params, masks)
-    levels = [] if scores is None else [jax.tree.map(jnp.negative, scores)]
+    levels = []
+    if scores is not None:
+        levels.append(lambda: jax.tree.map(jnp.negative, scores))
     # Padding is inactive too, and no place to grow.
     grown = leaves.select(leaves.exists & ~leaves.active, counts, levels, key)
     return leaves.replace(leaves.active | grown)
@@ -123,9 +126,11 @@ def awake(
     """
     leaves = _Leaves(params, masks)
     candidates = awake_candidates(params, masks, eligible)
-    change = jax.tree.map(lambda p, r: jnp.abs(p - r), params, reference)
-    size = jax.tree.map(lambda p: -jnp.abs(p), params)
-    awoken = leaves.select(leaves.pack(candidates), counts, [change, size], key)
+    levels = [
+        lambda: jax.tree.map(lambda p, r: jnp.abs(p - r), params, reference),
+        lambda: jax.tree.map(lambda p: -jnp.abs(p), params),
+    ]
+    awoken = leaves.select(leaves.pack(candidates), counts, levels, key)
     return leaves.replace(leaves.active & ~awoken)
 
 
@@ -171,8 +176,12 @@ class _Leaves:
     @property
     def exists(self) -> jax.Array:
         """False in the padding, bool[R, W]."""
-        every = [jnp.ones(shape, bool) for shape in self.layout.shapes]
-        return self.layout.pack(every, False)
+        # Tied to the masks lest XLA take it for a constant worth computing early.
+        sizes, _ = jax.lax.optimization_barrier(
+            (jnp.asarray(self.layout.row_sizes), self.active)
+        )
+        column = jax.lax.broadcasted_iota(jnp.int32, self.active.shape, 1)
+        return column < sizes[:, None]
 
     def pack(self, tree: Any) -> jax.Array:
         """Rows [R, W] of the rewirable leaves of a tree like the parameters."""
@@ -181,12 +190,17 @@ class _Leaves:
         return rows_lib.stack(tree, self._masks).rows
 
     def select(
-        self, candidates: jax.Array, counts: Any, levels: list[Any], key: jax.Array
+        self,
+        candidates: jax.Array,
+        counts: Any,
+        levels: list[Callable[[], Any]],
+        key: jax.Array,
     ) -> jax.Array:
+        """Rows [R, W] of what to select; levels are computed where needed."""
         if not self.layout.shapes:
             return candidates
         return selection.select_rows(
-            [functools.partial(self.pack, level) for level in levels],
+            [lambda level=level: self.pack(level()) for level in levels],
             candidates,
             self._count_per_leaf(counts),
             key,

@@ -1,5 +1,6 @@
 """`sparse_transform`: any sparse-training method around any Optax optimizer."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from neurrev_jax._src import (
     base,
@@ -131,7 +133,7 @@ def sparse_transform(
                 "tx.update(grads, opt_state, params)."
             )
         masks_lib.check_masks(params, state.masks)
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         context = base.Context(
             t=count,
             key=jax.random.fold_in(selection.as_key(state.key), count),
@@ -149,7 +151,7 @@ def sparse_transform(
             count, state.key, new_masks, inner_state, method_state
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]  (optax types states as arrays)
 
 
 class _Carry(NamedTuple):
@@ -176,6 +178,7 @@ class _Step:
         self.context = context
         self.params = context.params
         self.inner_state = inner_state
+        # For each leaf of the inner state, the parameter leaf it is a slot of, or -1.
         self.slots = inner_slots.leaf_numbers(inner, inner_state, self.params)
         self.sparse = [m.ndim > 0 for m in jax.tree.leaves(context.masks)]
         self.recorded: inner_step.InnerStep | None = None
@@ -183,7 +186,7 @@ class _Step:
     def run(self) -> tuple[base.Params, base.Masks, Any, Any]:
         method, context = self.method, self.context
         fires = jnp.asarray(method.schedule(context.t), bool)
-        is_traced = isinstance(fires, jax.core.Tracer)
+        is_traced = isinstance(fires, Tracer)
         grows, resets = self._outline() if is_traced else (True, True)
         # The cases in which the update may be derived from masked slots; see
         # `inner_step`. Without tracing there is nothing to fuse.
@@ -194,17 +197,17 @@ class _Step:
         method_state = context.method_state
         if method.observe is not None:
             after = self._params_after(raw, state)
-            method_state = method.observe(self._at(after, context.masks, method_state))
+            method_state = method.observe(
+                self._at(after, context.masks, method_state, context.grads)
+            )
 
-        def rewire(carry: _Carry) -> _Carry:
+        def rewire(carry: _Carry, grads: base.Params) -> _Carry:
             after = self._params_after(raw, carry.inner_state, carry.masks)
-            now = self._at(after, carry.masks, carry.method_state)
+            now = self._at(after, carry.masks, carry.method_state, grads)
             rewired = method.rewire(now)
             masks = self._unless_frozen(rewired.masks, carry.masks)
-            movable = _both(
-                self._movable(carry.masks, carry.method_state),
-                self._movable(masks, rewired.method_state),
-            )
+            # Slots are zero already where an entry was inactive before.
+            movable = self._movable(masks, rewired.method_state)
             kept = self._mask_slots(carry.inner_state, movable)
             if rewired.reset_slots is not False:
                 kept = self._reset_slots(kept, rewired.reset_slots)
@@ -213,7 +216,7 @@ class _Step:
 
         zeros = jax.tree.map(jnp.zeros_like, self.params) if grows else None
         start = _Carry(context.masks, state, method_state, zeros)
-        end = branching.run_if(fires, rewire, start)
+        end = branching.run_if(fires, rewire, start, (context.grads,))
         updates = self._final_updates(raw, end)
         return updates, end.masks, end.inner_state, end.method_state
 
@@ -251,12 +254,12 @@ class _Step:
             and not _may_fire_first(method.schedule)
         )
 
-    def _at(self, params: base.Params, masks: base.Masks, state: Any) -> base.Context:
-        now = self.context
-        return base.Context(
-            now.t, now.key, params, now.grads, masks, now.targets, state,
-            now.extra, now.frozen,
-        )  # fmt: skip
+    def _at(
+        self, params: base.Params, masks: base.Masks, state: Any, grads: base.Params
+    ) -> base.Context:
+        return dataclasses.replace(
+            self.context, params=params, masks=masks, method_state=state, grads=grads
+        )
 
     def _movable(self, masks: base.Masks, method_state: Any = None) -> base.Masks:
         """The entries whose parameters and slots the inner optimizer may move."""
@@ -355,7 +358,7 @@ class _Step:
         return self._unless_frozen(updates, jax.tree.map(jnp.zeros_like, updates))
 
     def _mask_slots(self, state: Any, movable: base.Masks) -> Any:
-        """Zero slots outside `movable` unless the method keeps them; frozen ones stay."""
+        """Zeroes slots outside `movable` unless the method keeps them."""
         if self.method.slots == "zero":
             state = inner_slots.mask_slots(state, self.slots, self.params, movable)
         return self._frozen_slots(state)
@@ -467,7 +470,7 @@ def _may_fire_first(schedule: base.Schedule) -> bool:
     """
     with jax.ensure_compile_time_eval():
         fires = jnp.any(jnp.asarray(schedule(jnp.int32(1)), bool))
-    return isinstance(fires, jax.core.Tracer) or bool(fires)
+    return isinstance(fires, Tracer) or bool(fires)
 
 
 def _targets_of(params: base.Params, masks: base.Masks) -> base.Targets:
@@ -515,10 +518,6 @@ def _where(masks: base.Masks, tree: base.Params) -> base.Params:
     return masks_lib.tree_map(
         lambda x, m: jnp.where(m, x, jnp.zeros_like(x)) if m.ndim else x, tree, masks
     )
-
-
-def _both(one: base.Masks, two: base.Masks) -> base.Masks:
-    return jax.tree.map(lambda a, b: a if a is b else a & b, one, two)
 
 
 def _pick_frozen(frozen: Any, old: jax.Array, new: jax.Array) -> jax.Array:

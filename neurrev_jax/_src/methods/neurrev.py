@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from neurrev_jax._src import base, ratios, rows, schedules, selection, topology
 from neurrev_jax._src import masks as masks_lib
@@ -187,8 +188,9 @@ def neurrev(
             )
             _, masks = topology.prune(weights, masks, added - awoken, size, keys[3])
 
+        # Newly grown weights are zero here too: they were zero while inactive.
         reference = jax.tree.map(
-            lambda w, o, m: jnp.where(o & m, w, jnp.zeros_like(w)), weights, old, masks
+            lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), weights, masks
         )
         state = NeurRevState(
             rows.unstack(reference, context.method_state.reference, context.masks),
@@ -256,7 +258,7 @@ def _require_feasible(
         return
     for path, size in targets.sizes.items():
         active = targets.counts[path]
-        if isinstance(active, jax.core.Tracer):
+        if isinstance(active, Tracer):
             continue
         active = int(active)
         awoken, pruned = int(a * size), int(q * size)

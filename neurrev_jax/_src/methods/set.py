@@ -47,26 +47,27 @@ def set_(
 
     def rewire(context: base.Context) -> base.Rewired:
         r = ratio(context.t)
-        key_positive, key_negative, key_grow = jax.random.split(context.key, 3)
+        keys = jax.random.split(context.key, 3)
         weights = rows.stack(context.params, context.masks)
         masks = rows.stack(context.masks, context.masks)
         size = jax.tree.map(jnp.abs, weights)
         if drop == "magnitude":
             k = ratios.fraction_of(r, topology.count_active(masks))
-            _, masks = topology.prune(weights, masks, k, size, key_positive)
+            _, masks = topology.prune(weights, masks, k, size, keys[0])
         else:
-            positive = jax.tree.map(lambda m, w: m & (w > 0), masks, weights)
-            negative = jax.tree.map(lambda m, w: m & (w < 0), masks, weights)
-            k_positive = ratios.fraction_of(r, topology.count_active(positive))
-            k_negative = ratios.fraction_of(r, topology.count_active(negative))
-            _, up = topology.prune(weights, positive, k_positive, size, key_positive)
-            _, down = topology.prune(weights, negative, k_negative, size, key_negative)
             # An active weight that is exactly zero has no sign and is not dropped.
-            masks = jax.tree.map(
-                lambda m, w, u, d: u | d | (m & (w == 0)), masks, weights, up, down
-            )
-            k = k_positive + k_negative
-        _, masks = topology.grow(weights, masks, k, None, key_grow)
+            k = jnp.int32(0)
+            for sign, key in ((1, keys[0]), (-1, keys[1])):
+                of_sign = jax.tree.map(
+                    lambda m, w, sign=sign: m & (w * sign > 0), masks, weights
+                )
+                k_of_sign = ratios.fraction_of(r, topology.count_active(of_sign))
+                _, left = topology.prune(weights, of_sign, k_of_sign, size, key)
+                masks = jax.tree.map(
+                    lambda m, s, keep: m & (keep | ~s), masks, of_sign, left
+                )
+                k = k + k_of_sign
+        _, masks = topology.grow(weights, masks, k, None, keys[2])
         new = rows.unstack(masks, context.masks, context.masks)
         return base.Rewired(new, context.method_state)
 
