@@ -19,6 +19,15 @@ from neurrev_jax._src.base import (
     Targets,
 )
 from neurrev_jax._src.distributions import er, erk, uniform
+from neurrev_jax._src.dormant import (
+    ActivationStats,
+    DormantRates,
+    all_reduce_activations,
+    dormant,
+    dormant_rate,
+    init_activation_stats,
+    observe_activations,
+)
 from neurrev_jax._src.masks import (
     LayerSummary,
     Summary,
@@ -37,18 +46,16 @@ from neurrev_jax._src.ratios import constant, cosine, cubic, piecewise
 from neurrev_jax._src.schedules import periodic
 from neurrev_jax._src.selection import apportion, select, select_global
 from neurrev_jax._src.topology import awake, grow, prune
-from neurrev_jax._src.transform import (
-    effective_params,
-    gradient_masks,
-    sparse_transform,
-    sparsify,
-)
+from neurrev_jax._src.transform import sparse_transform
+from neurrev_jax._src.views import effective_params, gradient_masks, sparsify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationStats",
     "Context",
     "Cost",
+    "DormantRates",
     "EmptyState",
     "LayerSummary",
     "Method",
@@ -57,6 +64,7 @@ __all__ = [
     "SparseState",
     "Summary",
     "Targets",
+    "all_reduce_activations",
     "apply_masks",
     "apportion",
     "awake",
@@ -64,13 +72,17 @@ __all__ = [
     "cosine",
     "cubic",
     "density",
+    "dormant",
+    "dormant_rate",
     "effective_params",
     "er",
     "erk",
     "get_masks",
     "gradient_masks",
     "grow",
+    "init_activation_stats",
     "neurrev",
+    "observe_activations",
     "pack_masks",
     "periodic",
     "piecewise",

@@ -138,8 +138,8 @@ class Cost:
         Raises:
           ValueError: if the interval is missing.
 
-        >>> Cost(update=(2.0, 1.0)).per_example(0.2, 1.0, interval=100)
-        0.6079207920792079
+        >>> round(Cost(update=(2, 1)).per_example(0.2, 1.0, interval=100), 6)
+        0.607921
         """
         ordinary = self.sparse * f_sparse + self.dense * f_dense
         if self.update is None:

@@ -10,7 +10,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from neurrev_jax._src import paths as paths_lib
 
@@ -75,6 +75,7 @@ def _spread(
                 "the shapes."
             )
         distribution = _NAMED[distribution]()
+    sparsities: Mapping[str, Any]
     if isinstance(distribution, Mapping):
         paths_lib.require_match(distribution, shapes, "distribution")
         found = {
@@ -94,9 +95,8 @@ def _spread(
             p for p in takes if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
         ]
         needed = [p for p in positional if p.default is p.empty]
-        sparsities = (
-            distribution(free, target) if len(needed) > 1 else distribution(free)
-        )
+        arguments = (free, target) if len(needed) > 1 else (free,)
+        sparsities = cast(Distribution, distribution)(*arguments)
     else:
         raise ValueError(
             f"distribution={distribution!r} must be one of "

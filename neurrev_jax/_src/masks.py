@@ -130,8 +130,8 @@ def get_masks(opt_state: Any) -> base.Masks:
     Raises:
       ValueError: if there is no sparse state, or two that both see one leaf.
 
-    >>> import jax.numpy as jnp, optax
-    >>> tx = sparse_transform(optax.sgd(0.1), sparsity=0.5)
+    >>> import jax.numpy as jnp, neurrev_jax, optax
+    >>> tx = neurrev_jax.sparse_transform(optax.sgd(0.1), sparsity=0.5)
     >>> state = optax.chain(optax.identity(), tx).init({"w": jnp.ones((2, 4))})
     >>> int(get_masks(state)["w"].sum())
     4

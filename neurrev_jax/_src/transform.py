@@ -1,23 +1,14 @@
 """`sparse_transform`: any sparse-training method around any Optax optimizer."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
-from neurrev_jax._src import (
-    base,
-    branching,
-    distributions,
-    inner_slots,
-    inner_step,
-    selection,
-)
+from neurrev_jax._src import base, distributions, selection, update_step
 from neurrev_jax._src import masks as masks_lib
 from neurrev_jax._src import paths as paths_lib
 from neurrev_jax._src.methods import neurrev as neurrev_lib
@@ -71,11 +62,11 @@ def sparse_transform(
         leaf, masks that do not fit or ratios that cannot be met; from `update`, if
         called without `params`.
 
-    >>> import jax.numpy as jnp, optax
+    >>> import jax.numpy as jnp, neurrev_jax, optax
     >>> params = {"kernel": jnp.ones((20, 10)), "bias": jnp.zeros(10)}
     >>> tx = sparse_transform(optax.sgd(0.1), sparsity=0.9)
     >>> opt_state = tx.init(params)
-    >>> params = sparsify(params, opt_state)
+    >>> params = neurrev_jax.sparsify(params, opt_state)
     >>> updates, opt_state = tx.update(params, opt_state, params)
     >>> int((optax.apply_updates(params, updates)["kernel"] != 0).sum())
     20
@@ -145,332 +136,13 @@ def sparse_transform(
             extra=extra,
             frozen=frozen,
         )
-        step = _Step(method, inner, context, state.inner_state)
+        step = update_step.UpdateStep(method, inner, context, state.inner_state)
         updates, new_masks, inner_state, method_state = step.run()
         return updates, base.SparseState(
             count, state.key, new_masks, inner_state, method_state
         )
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]  (optax types states as arrays)
-
-
-class _Carry(NamedTuple):
-    """What a topology update changes, in place."""
-
-    masks: base.Masks
-    inner_state: Any
-    method_state: Any
-    grown: base.Params | None
-
-
-class _Step:
-    """One call of `update`, in the order of its parts."""
-
-    def __init__(
-        self,
-        method: base.Method,
-        inner: optax.GradientTransformationExtraArgs,
-        context: base.Context,
-        inner_state: Any,
-    ):
-        self.method = method
-        self.inner = inner
-        self.context = context
-        self.params = context.params
-        self.inner_state = inner_state
-        # For each leaf of the inner state, the parameter leaf it is a slot of, or -1.
-        self.slots = inner_slots.leaf_numbers(inner, inner_state, self.params)
-        self.sparse = [m.ndim > 0 for m in jax.tree.leaves(context.masks)]
-        self.recorded: inner_step.InnerStep | None = None
-
-    def run(self) -> tuple[base.Params, base.Masks, Any, Any]:
-        method, context = self.method, self.context
-        fires = jnp.asarray(method.schedule(context.t), bool)
-        is_traced = isinstance(fires, Tracer)
-        grows, resets = self._outline() if is_traced else (True, True)
-        # The cases in which the update may be derived from masked slots; see
-        # `inner_step`. Without tracing there is nothing to fuse.
-        record = is_traced and not resets and not grows and self._is_plain()
-
-        raw, state = self._inner_update(record)
-        state = self._mask_slots(state, self._movable(context.masks))
-        method_state = context.method_state
-        if method.observe is not None:
-            after = self._params_after(raw, state)
-            method_state = method.observe(
-                self._at(after, context.masks, method_state, context.grads)
-            )
-
-        def rewire(carry: _Carry, grads: base.Params) -> _Carry:
-            after = self._params_after(raw, carry.inner_state, carry.masks)
-            now = self._at(after, carry.masks, carry.method_state, grads)
-            rewired = method.rewire(now)
-            masks = self._unless_frozen(rewired.masks, carry.masks)
-            # Slots are zero already where an entry was inactive before.
-            movable = self._movable(masks, rewired.method_state)
-            kept = self._mask_slots(carry.inner_state, movable)
-            if rewired.reset_slots is not False:
-                kept = self._reset_slots(kept, rewired.reset_slots)
-            grown = rewired.grown if carry.grown is not None else None
-            return _Carry(masks, kept, rewired.method_state, grown)
-
-        zeros = jax.tree.map(jnp.zeros_like, self.params) if grows else None
-        start = _Carry(context.masks, state, method_state, zeros)
-        end = branching.run_if(fires, rewire, start, (context.grads,))
-        updates = self._final_updates(raw, end)
-        return updates, end.masks, end.inner_state, end.method_state
-
-    def _outline(self) -> tuple[bool, bool]:
-        """Whether the method gives growth values and may reset slots; checks it."""
-        found: list[tuple[bool, bool]] = []
-
-        def rewire():
-            rewired = self.method.rewire(self.context)
-            found.append((rewired.grown is not None, rewired.reset_slots is not False))
-            return rewired.masks, rewired.method_state
-
-        new = jax.eval_shape(rewire)
-        old = (self.context.masks, self.context.method_state)
-        same = jax.tree.structure(new) == jax.tree.structure(old) and all(
-            a.shape == b.shape and a.dtype == b.dtype
-            for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-        )
-        if not same:
-            raise ValueError(
-                f"method {self.method.name!r}: rewire must return masks and a state of "
-                "the structure, shapes and types it was given; compare them with "
-                "context.masks and context.method_state."
-            )
-        return found[0]
-
-    def _is_plain(self) -> bool:
-        method = self.method
-        return (
-            method.inner_gradients == "masked"
-            and method.slots == "zero"
-            and method.inactive == "zero"
-            and method.after_step is None
-            and self.context.frozen is None
-            and not _may_fire_first(method.schedule)
-        )
-
-    def _at(
-        self, params: base.Params, masks: base.Masks, state: Any, grads: base.Params
-    ) -> base.Context:
-        return dataclasses.replace(
-            self.context, params=params, masks=masks, method_state=state, grads=grads
-        )
-
-    def _movable(self, masks: base.Masks, method_state: Any = None) -> base.Masks:
-        """The entries whose parameters and slots the inner optimizer may move."""
-        if self.method.inactive == "zero":
-            return masks
-        state = self.context.method_state if method_state is None else method_state
-        return state.gradient_masks(masks)
-
-    def _inner_update(self, record: bool) -> tuple[base.Params, Any]:
-        """The inner optimizer's own updates and state."""
-        method, context = self.method, self.context
-        if method.inner_gradients == "dense":
-            grads = context.grads
-        elif method.inner_gradients == "backward":
-            grads = _where(
-                context.method_state.gradient_masks(context.masks), context.grads
-            )
-        else:
-            grads = _where(context.masks, context.grads)
-        if method.add_gradient is not None:
-            grads = jax.tree.map(
-                lambda g, a: g + a.astype(g.dtype), grads, method.add_gradient(context)
-            )
-        grads = self._unless_frozen(grads, jax.tree.map(jnp.zeros_like, grads))
-
-        if record:
-            extra = dict(context.extra)
-            self.recorded = inner_step.InnerStep(
-                lambda p, g, s, e: self.inner.update(g, s, p, **e),
-                self.params,
-                (grads, self.inner_state, extra),
-            )
-            return self.recorded.updates, self.recorded.state
-        raw, state = self.inner.update(
-            grads, self.inner_state, self.params, **context.extra
-        )
-        if method.after_step is not None:
-            noise = _where(context.masks, method.after_step(context))
-            raw = jax.tree.map(lambda u, n: u + n.astype(u.dtype), raw, noise)
-        return raw, state
-
-    def _params_after(
-        self, raw: base.Params, state: Any, masks: base.Masks | None = None
-    ) -> base.Params:
-        """The parameters as this call would leave them without topology update."""
-        masks = self.context.masks if masks is None else masks
-        raw, _ = self._derive(raw, state)
-        updates = self._mask_updates(raw, masks, masks, None)
-        return optax.apply_updates(self.params, updates)
-
-    def _derive(self, raw: base.Params, state: Any) -> tuple[base.Params, list[bool]]:
-        """The updates from the state as it is now, where that can be."""
-        if self.recorded is None:
-            return raw, [False] * len(self.sparse)
-        leaves, derived = self.recorded.updates_from(state, self.slots, self.sparse)
-        return jax.tree.structure(raw).unflatten(leaves), derived
-
-    def _final_updates(self, raw: base.Params, end: _Carry) -> base.Params:
-        raw, derived = self._derive(raw, end.inner_state)
-        # A derived update is zero where the entry has just grown, so the old masks
-        # (which the topology update has overwritten) are not needed for it.
-        old = jax.tree.leaves(self.context.masks)
-        new, structure = jax.tree.flatten(end.masks)
-        before = structure.unflatten(
-            [n if d else o for n, o, d in zip(new, old, derived, strict=True)]
-        )
-        return self._mask_updates(raw, before, end.masks, end.grown)
-
-    def _mask_updates(
-        self,
-        raw: base.Params,
-        old: base.Masks,
-        new: base.Masks,
-        grown: base.Params | None,
-    ) -> base.Params:
-        """The updates that leave inactive entries at zero (or where they are)."""
-        if self.method.inactive == "hold":
-            updates = _where(self._movable(old), raw)
-        else:
-
-            def mask(u, p, o, n, start):
-                if n.ndim == 0:
-                    return u
-                # Wide enough for -p to be exact.
-                u = u.astype(jnp.promote_types(u.dtype, p.dtype))
-                out = jnp.where(n, u, -p.astype(u.dtype))
-                if o is n:
-                    return out
-                begin = (start - p).astype(u.dtype)
-                return jnp.where(n & ~o, begin, out)
-
-            starts = (
-                jax.tree.map(jnp.zeros_like, self.params) if grown is None else grown
-            )
-            updates = jax.tree.map(mask, raw, self.params, old, new, starts)
-        return self._unless_frozen(updates, jax.tree.map(jnp.zeros_like, updates))
-
-    def _mask_slots(self, state: Any, movable: base.Masks) -> Any:
-        """Zeroes slots outside `movable` unless the method keeps them."""
-        if self.method.slots == "zero":
-            state = inner_slots.mask_slots(state, self.slots, self.params, movable)
-        return self._frozen_slots(state)
-
-    def _reset_slots(self, state: Any, reset: jax.typing.ArrayLike) -> Any:
-        keep = jax.tree.map(
-            lambda m: jnp.broadcast_to(~jnp.asarray(reset, bool), m.shape),
-            self.context.masks,
-        )
-        state = inner_slots.mask_slots(state, self.slots, self.params, keep)
-        return self._frozen_slots(state)
-
-    def _unless_frozen(self, new: Any, old: Any) -> Any:
-        """`new`, but `old` in the leaves that the caller froze."""
-        frozen = self.context.frozen
-        if frozen is None:
-            return new
-        flags = masks_lib.broadcast(frozen, self.params)
-        return jax.tree.map(_pick_frozen, flags, old, new)
-
-    def _frozen_slots(self, state: Any) -> Any:
-        frozen = self.context.frozen
-        if frozen is None:
-            return state
-        flags = jax.tree.leaves(masks_lib.broadcast(frozen, self.params))
-        old, structure = jax.tree.flatten(self.inner_state)
-        return structure.unflatten(
-            _pick_frozen(flags[number], a, b) if number >= 0 else b
-            for number, a, b in zip(
-                self.slots, old, jax.tree.leaves(state), strict=True
-            )
-        )
-
-
-def sparsify(params: base.Params, opt_state: Any) -> base.Params:
-    """Prepares fresh parameters for training; once, right after `init`.
-
-    Masks them, so that the first forward pass is already sparse; for a method that
-    holds inactive values or reparameterizes, what that method asks for instead.
-
-    Args:
-      params: the parameters that `init` was called with.
-      opt_state: what it returned (the sparse state may be nested in it).
-
-    Returns:
-      The parameters to train with.
-
-    Raises:
-      ValueError: if the state does not belong to such parameters.
-    """
-    return _by_state(params, opt_state, "sparsify", masks_lib.apply_masks)
-
-
-def effective_params(params: base.Params, opt_state: Any) -> base.Params:
-    """The weights the network computes with: for forward passes, evaluation, export.
-
-    The identity for most methods. Differentiable: gradients pass straight through a
-    mask, and a reparameterization has its true derivative.
-
-    Args:
-      params: parameter tree.
-      opt_state: optimizer state (the sparse state may be nested in it).
-
-    Returns:
-      A tree like `params`.
-    """
-    return _by_state(params, opt_state, "effective_params", lambda p, masks: p)
-
-
-def gradient_masks(opt_state: Any) -> base.Masks:
-    """Which entries need a gradient in the coming call.
-
-    The active ones; for a method that scores growth by dense gradients in that
-    call, all; for one that trains more than it computes with, those it trains.
-
-    Args:
-      opt_state: optimizer state (the sparse state may be nested in it).
-
-    Returns:
-      A mask tree.
-    """
-    replaced = jax.tree.map(
-        lambda state: state._replace(
-            masks=getattr(state.method_state, "gradient_masks", lambda m: m)(
-                state.masks
-            )
-        ),
-        masks_lib.find_states(opt_state),
-        is_leaf=lambda node: isinstance(node, base.SparseState),
-    )
-    return masks_lib.get_masks([s._replace(inner_state=()) for s in replaced])
-
-
-def _by_state(params: base.Params, opt_state: Any, name: str, default: Any):
-    """Applies a function of the method state, or the default, per sparse state."""
-    states = masks_lib.find_states(opt_state)
-    masks_lib.check_masks(params, masks_lib.get_masks(opt_state))
-    for state in states:
-        fn = getattr(state.method_state, name, None)
-        params = masks_lib.apply_where_seen(fn or default, params, state.masks)
-    return params
-
-
-def _may_fire_first(schedule: base.Schedule) -> bool:
-    """Whether call 1 ends with a topology update.
-
-    Only then can an entry that grows have held anything but zero before: the first
-    call leaves all inactive entries at zero, whatever it was given.
-    """
-    with jax.ensure_compile_time_eval():
-        fires = jnp.any(jnp.asarray(schedule(jnp.int32(1)), bool))
-    return isinstance(fires, Tracer) or bool(fires)
 
 
 def _targets_of(params: base.Params, masks: base.Masks) -> base.Targets:
@@ -512,15 +184,3 @@ def _target_tree(params: base.Params, masks: base.Masks, targets: base.Targets):
         jnp.asarray(targets.counts.get(path, 0) if m.ndim else 0, jnp.int32)
         for (path, _), m in zip(leaves, jax.tree.leaves(masks), strict=True)
     )
-
-
-def _where(masks: base.Masks, tree: base.Params) -> base.Params:
-    return masks_lib.tree_map(
-        lambda x, m: jnp.where(m, x, jnp.zeros_like(x)) if m.ndim else x, tree, masks
-    )
-
-
-def _pick_frozen(frozen: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-    if isinstance(frozen, bool):
-        return old if frozen else new
-    return jnp.where(frozen, old, new)

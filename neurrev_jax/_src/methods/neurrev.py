@@ -103,7 +103,7 @@ def neurrev(
       ValueError: for a ratio outside [0, 1], an unknown option, or (from the
         transformation's `init`) ratios that cannot be met.
 
-    >>> neurrev(0.1, periodic(every=3905, until=93750)).name
+    >>> neurrev(0.1, schedules.periodic(every=3905, until=93750)).name
     'neurrev'
     """
     chosen = {

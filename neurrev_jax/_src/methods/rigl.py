@@ -47,7 +47,7 @@ def rigl(
     Raises:
       ValueError: for a ratio outside [0, 1] or an unknown option.
 
-    >>> rigl(cosine(0.3, until=75_000), periodic(100, until=75_000)).name
+    >>> rigl(ratios.cosine(0.3, 75_000), schedules.periodic(100, until=75_000)).name
     'rigl'
     """
     ratio = ratios.as_ratio("update_ratio", update_ratio)

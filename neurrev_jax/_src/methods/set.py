@@ -37,7 +37,7 @@ def set_(
     Raises:
       ValueError: for a ratio outside [0, 1] or an unknown option.
 
-    >>> set_(0.3, periodic(780)).name
+    >>> set_(0.3, schedules.periodic(780)).name
     'set'
     """
     if drop not in ("signed", "magnitude"):
