@@ -96,7 +96,7 @@ def select_global(
             )
     if not leaves:
         return scores
-    same_for_all = isinstance(floor, jax.Array) and floor.ndim == 0
+    same_for_all = jax.tree_util.all_leaves([floor])
     floors = [floor] * len(leaves) if same_for_all else structure.flatten_up_to(floor)
     key_floor, key_global = jax.random.split(as_key(key))
     limits = [

@@ -68,7 +68,13 @@ class _Observed(nn.Module):
     def observe(self, name: str, features: jax.Array) -> jax.Array:
         # `sow` does nothing unless the caller asks for the collection, so the
         # network computes the same function at the same cost either way.
-        self.sow(ACTIVATIONS, name, features, reduce_fn=lambda _, new: new)
+        self.sow(
+            ACTIVATIONS,
+            name,
+            features,
+            init_fn=lambda: features,
+            reduce_fn=lambda _, new: new,
+        )
         return features
 
 
@@ -85,6 +91,7 @@ class Stem(_Observed):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H, W, width]."""
         parts = self.parts
         x = _conv(parts, self.width, 3, 1, "conv")(x)
         x = parts.activation(parts.norm(name="norm")(x))
@@ -109,6 +116,7 @@ class BasicBlock(_Observed):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H / strides, W / strides, width]."""
         parts, width = self.parts, self.width
         y = _conv(parts, width, 3, self.strides, "conv_1")(x)
         y = parts.activation(parts.norm(name="norm_1")(y))
@@ -136,6 +144,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the blocks one after the other."""
         for i in range(self.blocks):
             strides = self.strides if i == 0 else 1
             x = self.make_block(strides=strides, name=f"block_{i + 1}")(x)

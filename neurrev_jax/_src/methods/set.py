@@ -50,8 +50,8 @@ def set_(
         keys = jax.random.split(context.key, 3)
         weights = rows.stack(context.params, context.masks)
         masks = rows.stack(context.masks, context.masks)
-        size = jax.tree.map(jnp.abs, weights)
         if drop == "magnitude":
+            size = jax.tree.map(jnp.abs, weights)
             k = ratios.fraction_of(r, topology.count_active(masks))
             _, masks = topology.prune(weights, masks, k, size, keys[0])
         else:
@@ -62,10 +62,11 @@ def set_(
                     lambda m, w, sign=sign: m & (w * sign > 0), masks, weights
                 )
                 k_of_sign = ratios.fraction_of(r, topology.count_active(of_sign))
-                _, left = topology.prune(weights, of_sign, k_of_sign, size, key)
-                masks = jax.tree.map(
-                    lambda m, s, keep: m & (keep | ~s), masks, of_sign, left
+                size = jax.tree.map(
+                    lambda w, sign=sign: jnp.where(w * sign > 0, w * sign, jnp.inf),
+                    weights,
                 )
+                _, masks = topology.prune(weights, masks, k_of_sign, size, key)
                 k = k + k_of_sign
         _, masks = topology.grow(weights, masks, k, None, keys[2])
         new = rows.unstack(masks, context.masks, context.masks)
