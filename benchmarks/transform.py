@@ -119,16 +119,17 @@ def at_count(count: int) -> Callable[[Any], Any]:
 def jaxpruner_arm(params: Any, grads: Any) -> Arm | None:
     """JaxPruner's RigL on the same tree, or None where it cannot run."""
     try:
-        import jaxpruner  # pyright: ignore[reportMissingImports]
         import ml_collections
+        from jaxpruner import api  # pyright: ignore[reportMissingImports]
 
         config = ml_collections.ConfigDict(
             {
                 "algorithm": "rigl", "sparsity": 0.9, "dist_type": "erk",
                 "update_freq": 1, "update_start_step": 1, "update_end_step": 10**9,
+                "drop_fraction": 0.3, "rng_seed": 8,
             }
         )  # fmt: skip
-        updater = jaxpruner.create_updater_from_config(config)
+        updater = api.create_updater_from_config(config)
         tx = updater.wrap_optax(optax.sgd(0.1, momentum=0.9))
         state = tx.init(params)
         step, _ = compile_step(tx, params, state, grads)

@@ -125,6 +125,7 @@ def select_among(
     return layout.unpack(chosen)
 
 
+@functools.partial(jax.jit, inline=True)
 def select_each(
     scores: Sequence[Sequence[jax.Array]] | None,
     candidates: Sequence[jax.Array],
