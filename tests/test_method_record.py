@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import neurrev_jax
 import numpy as np
 import optax
 import pytest
+
+import neurrev_jax
 from neurrev_jax import Method, Rewired
 
 PARAMS = {"kernel": jnp.arange(1.0, 13.0).reshape(3, 4), "bias": jnp.ones(4)}
@@ -217,7 +218,7 @@ def test_a_rewire_that_changes_the_structure_is_refused():
 
 def test_start_may_change_counts_and_the_draw():
     def start(targets):
-        counts = {path: 5 for path in targets.counts}
+        counts = dict.fromkeys(targets.counts, 5)
         return neurrev_jax.Targets(targets.sizes, counts, "magnitude")
 
     tx = neurrev_jax.sparse_transform(
