@@ -1,0 +1,1 @@
+"""From the metrics of finished runs to tables and figures."""

@@ -1,0 +1,173 @@
+"""Command line of the experiments.
+
+python -m experiments.main --config=experiments/rn_digits.py --workdir=DIR \
+    [--config.sparsity=0.95 --config.method.name=rigl ...]
+
+Exit status: 0 finished; 2 the command, the config or the directory is not usable
+(nothing has been touched); 3 the loss became infinite or NaN (the last good
+checkpoint is kept); 75 stopped by SIGTERM with the state saved; 130 stopped by
+Ctrl-C. After 75, 130 or a kill, the same command continues where the run was.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import config as config_lib
+from experiments import errors
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs an experiment.
+
+    Args:
+      argv: the command line, program name first.
+
+    Returns:
+      The exit status.
+    """
+    try:
+        parsed = parse(argv)
+        if parsed is None:
+            return 0
+        config, workdir_path = parsed
+        _run(config, workdir_path)
+    except errors.UsageError as error:
+        return _fail(error, errors.EXIT_USAGE)
+    except errors.DivergedError as error:
+        return _fail(error, errors.EXIT_DIVERGED)
+    except errors.InterruptedRun as error:
+        return _fail(error, errors.EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues.", 130)
+    return 0
+
+
+def _run(config: config_lib.Config, directory: Path) -> None:
+    # A wrong flag should not have to wait for JAX to start.
+    from experiments import runner, workdir
+    from experiments.training.progress import make_console
+
+    workdir.check(directory, config)
+    experiment = runner.prepare(config)
+    runner.run(experiment, directory, make_console())
+
+
+def _fail(error: Exception | str, status: int) -> int:
+    text = errors.one_line(error) if isinstance(error, Exception) else error
+    print(f"experiments.main: {text}", file=sys.stderr)
+    return status
+
+
+def parse(
+    argv: Sequence[str],
+) -> tuple[config_lib.Config, Path] | None:
+    """The validated config and the directory; None after showing the help."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(__doc__)
+        print(f"fields: {', '.join(config_lib.flatten(config_lib.default_config()))}")
+        return None
+    # First the file alone: what may be overridden depends on it.
+    chosen = _value_of("config", argv)
+    if chosen is None:
+        raise errors.UsageError(
+            "--config is missing; give a config file, such as "
+            "--config=experiments/rn_digits.py."
+        )
+    if not Path(chosen).is_file():
+        raise errors.UsageError(
+            f"--config={chosen}: there is no such file; {_nearby_configs(chosen)}"
+        )
+    config = _read_flags([argv[0], f"--config={chosen}"])["config"].value
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise errors.UsageError(
+            f"--config={chosen}: get_config() must return a ConfigDict, such as "
+            "experiments.config.default_config()."
+        )
+    _require_known_fields(config, argv)
+
+    values = _read_flags(argv)
+    if values["workdir"].value in (None, ""):
+        raise errors.UsageError(
+            "--workdir is missing; give the directory the run is kept in."
+        )
+    config = values["config"].value
+    config_lib.validate(config)
+    changed = config_flags.get_override_values(values["config"])
+    config_lib.check_overrides(config, changed)
+    return config, Path(values["workdir"].value)
+
+
+def _read_flags(argv: Sequence[str]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, flag_values=values, sys_argv=list(argv)
+    )
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    try:
+        rest = values(list(argv))
+    # A config file is a program: it can raise anything.
+    except Exception as error:
+        raise errors.UsageError(_flag_problem(str(error))) from error
+    if rest[1:]:
+        raise errors.UsageError(
+            f"unexpected argument {rest[1]!r}; options are written --name=value."
+        )
+    return values
+
+
+def _flag_problem(message: str) -> str:
+    """One sentence from what absl or ml_collections raised."""
+    unknown = re.search(r'Key "(\w+)" does not exist', message)
+    if unknown:
+        known = config_lib.flatten(config_lib.default_config())
+        hint = config_lib.close_match(unknown[1], known)
+        return f"the config file sets an unknown field {unknown[1]!r}; {hint}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    # Where a config file raised, absl puts the whole traceback into the message.
+    is_traceback = any(line.startswith("Traceback") for line in lines)
+    text = f"{lines[0]} {lines[-1]}" if is_traceback else " ".join(lines)
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """The last value of an option, written with = or as the next word."""
+    value = None
+    for i, arg in enumerate(argv):
+        option, equals, text = arg.partition("=")
+        if option in (f"--{name}", f"-{name}"):
+            value = text if equals else (argv[i + 1] if i + 1 < len(argv) else None)
+    return value
+
+
+def _require_known_fields(config: config_lib.Config, argv: Sequence[str]) -> None:
+    known = config_lib.flatten(config)
+    for arg in argv[1:]:
+        option = arg.partition("=")[0].lstrip("-")
+        if not (arg.startswith("-") and option.startswith("config.")):
+            continue
+        field = option.removeprefix("config.")
+        if field not in known:
+            raise errors.UsageError(
+                f"--{option}: the config has no field {field!r}; "
+                f"{config_lib.close_match(field, known)}"
+            )
+
+
+def _nearby_configs(chosen: str) -> str:
+    here = Path(__file__).parent
+    configs = [
+        path.name
+        for path in sorted(here.glob("*.py"))
+        if "def get_config(" in path.read_text(encoding="utf-8")
+    ]
+    return config_lib.close_match(Path(chosen).name, configs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

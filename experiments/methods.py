@@ -1,0 +1,126 @@
+"""From a method's name in the config to a transformation to train with."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import neurrev_jax
+from experiments import config as config_lib
+
+_FACTORIES = {
+    "neurrev": neurrev_jax.neurrev,
+    "set": neurrev_jax.set_,
+    "rigl": neurrev_jax.rigl,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One method of an experiment, ready to train.
+
+    Attributes:
+      name: the method's name in the config.
+      tx: the transformation.
+      method: its record; None for the dense network, which is trained by the inner
+        optimizer alone.
+    """
+
+    name: str
+    tx: optax.GradientTransformation
+    method: neurrev_jax.Method | None
+
+    def sparsify(self, params: Any, opt_state: Any) -> Any:
+        """Fresh parameters, masked from the first forward pass."""
+        if self.method is None:
+            return params
+        return neurrev_jax.sparsify(params, opt_state)
+
+    def effective_params(self, params: Any, opt_state: Any) -> Any:
+        """The parameters of every forward pass."""
+        if self.method is None:
+            return params
+        return neurrev_jax.effective_params(params, opt_state)
+
+    def summarize(self, params: Any, opt_state: Any) -> neurrev_jax.Summary:
+        """Active entries per layer; all of them for the dense network."""
+        if self.method is None:
+            masks = jax.tree.map(lambda _: np.array(True), params)
+        else:
+            masks = neurrev_jax.get_masks(opt_state)
+        return neurrev_jax.summarize(params, masks)
+
+    def topology_updates(self, steps: int) -> np.ndarray:
+        """Topology updates up to and including each step, int[steps + 1]."""
+        fires = np.zeros(steps + 1, np.int32)
+        if self.method is not None:
+            at = np.arange(1, steps + 1, dtype=np.int32)
+            fires[1:] = jax.jit(jax.vmap(self.method.schedule))(at)
+        return np.cumsum(fires)
+
+
+def learning_rate(config: config_lib.Config, plan: config_lib.Plan) -> optax.Schedule:
+    """Linear warm-up, then a cosine to the final rate, per step."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if plan.warmup_steps else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=plan.warmup_steps,
+        decay_steps=plan.total_steps,
+        end_value=config.final_learning_rate,
+    )
+
+
+def make_arm(config: config_lib.Config, plan: config_lib.Plan) -> Arm:
+    """Builds the method that ``config.method.name`` names.
+
+    Args:
+      config: a validated config.
+      plan: its durations in steps.
+
+    Returns:
+      The arm.
+
+    Raises:
+      ValueError: from the library, for options a method does not accept.
+    """
+    inner = optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(learning_rate(config, plan), momentum=config.momentum),
+    )
+    name = config.method.name
+    if name == "dense":
+        return Arm(name, inner, None)
+    method = _make_method(name, config.method[name].to_dict(), plan)
+    tx = neurrev_jax.sparse_transform(
+        inner,
+        method,
+        sparsity=config.sparsity,
+        distribution=config.distribution,
+        # The library folds in the step; the offset keeps the masks independent of
+        # the keys that initialize the network and order the data.
+        key=jax.random.fold_in(jax.random.key(config.seed), 2),
+    )
+    return Arm(name, tx, method)
+
+
+def _make_method(
+    name: str, options: dict[str, Any], plan: config_lib.Plan
+) -> neurrev_jax.Method:
+    if name == "static":
+        return neurrev_jax.static(**options)
+    ratio_schedule = options.pop("ratio_schedule")
+    if ratio_schedule == "cosine":
+        options["update_ratio"] = neurrev_jax.cosine(
+            options["update_ratio"], until=max(plan.until, 1)
+        )
+    elif ratio_schedule != "constant":
+        raise ValueError(
+            f"ratio_schedule={ratio_schedule!r} is unknown; choose 'constant' or "
+            "'cosine'."
+        )
+    schedule = neurrev_jax.periodic(
+        plan.update_interval, until=plan.until, start=plan.update_start
+    )
+    return _FACTORIES[name](schedule=schedule, **options)

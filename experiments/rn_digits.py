@@ -1,0 +1,48 @@
+"""A small residual network on handwritten digits, in a minute or two on a CPU.
+
+    python -m experiments.main --config=experiments/rn_digits.py --workdir=DIR
+
+The data are the 1,797 real digits of 8x8 pixels that ship with scikit-learn: 1,347
+to train on, 450 to test on, so one test example is 0.22 points of accuracy. NeurRev
+at 90 % sparsity (ERK) is compared with the dense network and with SET. Learning rate,
+L2 and batch size are large for this task on purpose, chosen in a handful of trials:
+at gentler settings batch norm keeps every neuron awake.
+
+Measured with seed 0 on two cores of an x86 CPU shared with other work, jax 0.10.2:
+100 seconds for all of it, about 40 of them compilation. One seed on 450 examples
+ranks no method.
+
+    method     test accuracy   sparsity   dormant neurons   topology updates
+    neurrev    99.56 %         89.99 %    5.42 %            8
+    dense      99.33 %          0.00 %    5.42 %            0
+    set        99.11 %         89.99 %    2.92 %            8
+"""
+
+from experiments import config as config_lib
+
+
+def get_config() -> config_lib.Config:
+    """NeurRev at 90 % sparsity (ERK), beside the dense network and SET."""
+    config = config_lib.default_config()
+    config.method.name = "neurrev"
+    config.method.update_interval_epochs = 3.0
+    config.method.update_start_epochs = 0.5
+    config.compare = ("dense", "set")
+
+    config.sparsity = 0.9
+    config.distribution = "erk"
+
+    config.data.name = "digits"
+    config.data.test_fraction = 0.25
+    config.model.stage_sizes = (1, 1, 1)
+    config.model.widths = (16, 32, 64)
+
+    config.epochs = 36
+    config.batch_size = 32
+    config.learning_rate = 0.3
+    config.weight_decay = 2e-3
+
+    config.eval_batch_size = 512
+    config.dormant.examples = 512
+    config.checkpoint_every_epochs = 3
+    return config

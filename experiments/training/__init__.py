@@ -1,0 +1,1 @@
+"""What happens between a validated config and a finished run."""

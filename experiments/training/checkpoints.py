@@ -1,0 +1,145 @@
+"""Checkpoints that survive a kill and notice damage.
+
+Orbax writes each one to a temporary name and commits it at the end. Beside the state
+lies a digest of all its arrays, because a file that is damaged may still decode.
+"""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+
+from experiments.errors import UsageError, one_line
+
+_FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one method's directory.
+
+    Args:
+      directory: where they lie; created if missing.
+      keep: how many of the newest are kept, at least 2.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        logging.getLogger("orbax").setLevel(logging.ERROR)
+        self._directory = directory.absolute()
+        self._manager = self._open(keep)
+        self._keep = keep
+
+    def _open(self, keep: int) -> ocp.CheckpointManager:
+        # Saving is not asynchronous: what comes after it may rely on it.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=False
+        )
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves a state, unless this step has been saved.
+
+        Args:
+          step: steps so far.
+          state: a pytree of NumPy arrays.
+        """
+        if step in self._manager.all_steps():
+            return
+        meta = {"format": _FORMAT, "step": step, "digest": digest(state)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+            ),
+        )
+
+    def restore(self, like: Any) -> tuple[Any | None, list[str]]:
+        """The newest checkpoint that is whole.
+
+        A damaged one is renamed, so that its step can be saved again.
+
+        Args:
+          like: a state of the same structure, shapes and types.
+
+        Returns:
+          (state, or None if there is no checkpoint at all; what was wrong with the
+          newer ones, a sentence each).
+
+        Raises:
+          UsageError: if there are checkpoints and all of them are damaged.
+        """
+        problems = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._read(step, like)
+            # Whatever damage makes Orbax raise, the remedy is the same.
+            except Exception as error:
+                reason = one_line(error)
+                aside = self._set_aside(step)
+                problems.append(
+                    f"checkpoint {self._directory / str(step)} is damaged "
+                    f"({reason[:200]}); it is now called {aside.name}"
+                )
+            else:
+                return state, problems
+        if problems:
+            raise UsageError(
+                f"all {len(problems)} checkpoints in {self._directory} are damaged; "
+                f"delete {self._directory.parent} to train this method anew."
+            )
+        return None, problems
+
+    def close(self) -> None:
+        """Releases Orbax's resources."""
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def _read(self, step: int, like: Any) -> Any:
+        restored: Any = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore()
+            ),
+        )
+        if restored.meta["digest"] != digest(restored.state):
+            raise ValueError("its contents do not match their digest")
+        return restored.state
+
+    def _set_aside(self, step: int) -> Path:
+        path = self._directory / str(step)
+        aside = self._directory / f"damaged-{step}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
+        # The manager lists steps once; look again.
+        self._manager.close()
+        self._manager = self._open(self._keep)
+        return aside
+
+
+def digest(state: Any) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all arrays.
+
+    Args:
+      state: a pytree of arrays.
+
+    Returns:
+      64 hexadecimal digits.
+    """
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        array = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,108 @@
+"""What training carries from step to step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from experiments.methods import Arm
+
+AXIS = "batch"
+"""Name of the axis that training is mapped over: the replicas."""
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to continue; arrays only.
+
+    Attributes:
+      step: steps so far, int32[].
+      params: parameters, a nested dict.
+      batch_stats: running statistics of batch norm, a nested dict.
+      opt_state: optimizer state, with the masks inside.
+      key: threefry key data, uint32[2]; constant, folded with the epoch.
+    """
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    key: Any
+
+
+def init_state(model: nn.Module, arm: Arm, images: jax.Array, seed: int) -> TrainState:
+    """The state before the first step.
+
+    All methods of an experiment start from the same weights.
+
+    Args:
+      model: the network.
+      arm: the method.
+      images: any batch of the right shape.
+      seed: the run's seed.
+
+    Returns:
+      The state, not replicated.
+    """
+    run_key = jax.random.key(seed)
+    variables = model.init(jax.random.fold_in(run_key, 0), images)
+    params = variables["params"]
+    opt_state = arm.tx.init(params)
+    return TrainState(
+        step=jnp.int32(0),
+        params=arm.sparsify(params, opt_state),
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=opt_state,
+        key=jax.random.key_data(jax.random.fold_in(run_key, 1)),
+    )
+
+
+def compile_init(
+    model: nn.Module, arm: Arm, images: jax.Array, seed: int
+) -> TrainState:
+    """`init_state`, compiled in a hurry.
+
+    Random bits take XLA a second per kernel to compile with optimization, which is
+    far more than drawing them without.
+
+    Args:
+      model: the network.
+      arm: the method.
+      images: any batch of the right shape.
+      seed: the run's seed.
+
+    Returns:
+      The state as NumPy arrays.
+    """
+    init = jax.jit(
+        lambda: init_state(model, arm, images, seed),
+        compiler_options={
+            "xla_backend_optimization_level": 0,
+            # There are no arguments: all of it would be computed at compile time.
+            "xla_disable_hlo_passes": "constant_folding",
+        },
+    )
+    return jax.tree.map(np.asarray, init())
+
+
+def replicate(tree: Any) -> Any:
+    """Puts a copy of every array on each local device, along a new first axis."""
+    n = jax.local_device_count()
+
+    def stacked(x: Any) -> jax.Array:
+        return jnp.broadcast_to(jnp.asarray(x), (n, *np.shape(x)))
+
+    return distribute(jax.tree.map(stacked, tree))
+
+
+def distribute(tree: Any) -> Any:
+    """Puts the parts of every array, along its first axis, on the local devices."""
+    # Under the axis name of training: another name would be another placement, and
+    # the first step would be compiled a second time for its own outputs.
+    return jax.pmap(lambda x: x, axis_name=AXIS)(tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy, as NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x[0]), tree)

@@ -1,0 +1,1 @@
+"""Tests of neurrev_jax, mirroring its modules; `oracles` is plain NumPy."""
