@@ -106,7 +106,7 @@ class Rewired(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Training FLOPs of one example, in forward passes; see methods.md section 2.
+    """Training FLOPs of one example, in forward passes.
 
     A dense forward pass costs `f_dense`, a sparse one `f_sparse`; a backward pass
     costs twice its forward pass.

@@ -1,4 +1,4 @@
-"""How many entries each leaf gets: uniform, ER and ERK (methods.md section 1).
+"""How many entries each leaf gets: uniform, ER and ERK.
 
 A distribution is a function of the shapes of the sparsifiable leaves, by path, and
 the global sparsity; it returns the sparsity of each leaf it covers. A leaf that is
@@ -160,7 +160,7 @@ def er(
     """Erdos-Renyi: density in proportion to (n_in + n_out) / (n_in n_out).
 
     Covers every sparsifiable leaf but depthwise convolutions, with the iterative
-    cap of methods.md section 1: leaves whose density would exceed 1 become dense
+    cap of RigL's code: leaves whose density would exceed 1 become dense
     and the others share the rest of the budget.
 
     Args:

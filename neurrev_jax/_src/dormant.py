@@ -2,7 +2,7 @@
 
 Feature maps are folded batch by batch into per-channel statistics, so memory is
 O(C) per layer; which channels count as dormant is decided from those afterwards
-(NeurRev, Figure 3; methods.md section 4).
+(NeurRev, Figure 3).
 
 Shape letters: B examples, C channels; the channel axis is the last one.
 """

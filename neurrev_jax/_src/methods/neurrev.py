@@ -67,8 +67,7 @@ def neurrev(
     A topology update prunes k weights of each leaf by magnitude, grows k + a at
     random, and awakes: of the negative weights it prunes the a that changed least
     since the last topology update. Nothing in it reads activations, so the network
-    may use any. Where the paper leaves a choice open (methods.md section 3.2), it
-    is an argument here.
+    may use any. Where the paper leaves a choice open, it is an argument here.
 
     Args:
       update_ratio: a as a fraction in [0, 1], or a ratio over time (Table A.1:

@@ -29,7 +29,7 @@ def rigl(
     *,
     init_mask: Literal["random", "magnitude"] = "random",
 ) -> base.Method:
-    """Rigging the lottery (Evci et al., 2020; methods.md section 5).
+    """Rigging the lottery (RigL; Evci et al., 2020, section 3).
 
     Per leaf, drops the fraction `update_ratio` of the active weights with the
     smallest |w| and grows the same number where |gradient| is largest among all

@@ -16,7 +16,7 @@ def set_(
     drop: Literal["signed", "magnitude"] = "signed",
     init_mask: Literal["random", "magnitude"] = "random",
 ) -> base.Method:
-    """Sparse evolutionary training (Mocanu et al., 2018; methods.md section 5).
+    """Sparse evolutionary training (SET; Mocanu et al., 2018).
 
     Per leaf, drops the fraction `update_ratio` of the smallest positive and of the
     negative weights closest to zero, and grows the same number at random among all

@@ -7,7 +7,7 @@ from neurrev_jax._src import base, schedules
 
 
 def static(*, init_mask: Literal["random", "magnitude"] = "random") -> base.Method:
-    """Trains under one fixed mask (methods.md section 5, "Static: random").
+    """Trains under one fixed mask (Liu et al., 2022, on random pruning).
 
     Args:
       init_mask: how the mask is drawn: `"random"`, or `"magnitude"` for the
