@@ -667,3 +667,35 @@ def test_effective_params_passes_gradients_straight_through():
         )
     )(params)
     harness.assert_trees_equal(grads, jax.tree.map(jnp.ones_like, params))
+
+
+def test_a_key_of_another_implementation_seeds_a_threefry_state():
+    params = harness.net_params()
+    key = jax.random.key(0, impl="rbg")
+    init = lambda k: neurrev_jax.sparse_transform(optax.sgd(0.1), key=k).init(params)
+    one, two = init(key), init(key)
+    assert one.key.shape == (2,)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    other = init(jax.random.key(1, impl="rbg"))
+    assert (other.key != one.key).any()
+
+
+def test_raw_key_data_of_another_shape_is_refused():
+    raw = jax.random.key_data(jax.random.key(0, impl="rbg"))
+    tx = neurrev_jax.sparse_transform(optax.sgd(0.1), key=raw)
+    with pytest.raises(ValueError, match=r"no threefry key"):
+        tx.init(harness.net_params())
+
+
+@pytest.mark.parametrize("sparsity", [np.float32(0.5), np.array(0.5), jnp.array(0.5)])
+def test_sparsity_may_be_any_known_number(sparsity):
+    tx = neurrev_jax.sparse_transform(optax.sgd(0.1), sparsity=sparsity)
+    state = tx.init({"kernel": jnp.ones((4, 5))})
+    assert int(state.masks["kernel"].sum()) == 10
+
+
+@pytest.mark.parametrize("sparsity", ["0.5", True, None, float("nan")])
+def test_what_is_no_sparsity_is_refused(sparsity):
+    tx = neurrev_jax.sparse_transform(optax.sgd(0.1), sparsity=sparsity)
+    with pytest.raises(ValueError, match=r"sparsity="):
+        tx.init({"kernel": jnp.ones((4, 5))})

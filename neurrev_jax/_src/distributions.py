@@ -8,7 +8,6 @@ missing from what it returns stays dense and is never rewired.
 import dataclasses
 import inspect
 import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -317,14 +316,16 @@ def _channels_last(layout: str) -> bool:
 
 
 def _checked(sparsity: Any, what: str) -> float:
-    if not isinstance(sparsity, numbers.Real):
+    try:
+        value = math.nan if isinstance(sparsity, (str, bool)) else float(sparsity)
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{what}={sparsity!r} must be a number known before tracing; under "
             "optax.inject_hyperparams name it in static_args."
-        )
-    if not 0 <= float(sparsity) < 1:
+        ) from error
+    if not 0 <= value < 1:
         raise ValueError(
             f"{what}={sparsity!r} must lie in [0, 1): it is the fraction of zeros, "
             "0.9 for 90 %."
         )
-    return float(sparsity)
+    return value

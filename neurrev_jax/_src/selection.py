@@ -207,14 +207,32 @@ def apportion(
 
 
 def as_key(key: Any) -> jax.Array:
-    """A typed threefry key from an int, a typed key or raw key data."""
+    """A typed threefry key from an int, a typed key or raw key data.
+
+    Args:
+      key: an int, a typed key of any implementation, or raw data uint32[2].
+
+    Returns:
+      A typed key whose data is uint32[2].
+
+    Raises:
+      ValueError: for raw data of another shape.
+    """
     if isinstance(key, (int, np.integer)):
         return jax.random.key(int(key), impl="threefry2x32")
     key = jnp.asarray(key)
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    if key.shape == () and jnp.issubdtype(key.dtype, jnp.integer):
+        if jax.random.key_data(key).shape[-1] == 2:
+            return key
+        # Another implementation: two words drawn with it seed threefry.
+        key = jax.random.bits(key, (2,), jnp.uint32)
+    elif key.shape == () and jnp.issubdtype(key.dtype, jnp.integer):
         return jax.random.key(key, impl="threefry2x32")
+    if key.shape != (2,):
+        raise ValueError(
+            f"key: raw key data of shape {key.shape} is no threefry key, which has "
+            "shape (2,); pass an int or a typed key (jax.random.key)."
+        )
     return jax.random.wrap_key_data(key, impl="threefry2x32")
 
 
