@@ -5,7 +5,6 @@ knows which parts of a state mirror the parameters. Slots of another shape than
 their leaf (Adafactor's factored moments) are left alone.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -75,7 +74,6 @@ def mask_slots(
     numbers: list[int],
     params: base.Params,
     keep: base.Masks,
-    fn: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Any:
     """Zeroes slots where `keep` is False; state leaves that are no slots pass.
 
@@ -84,16 +82,16 @@ def mask_slots(
       numbers: what `leaf_numbers` returned for it.
       params: the parameters.
       keep: mask tree.
-      fn: what to do with a slot and its mask; zeroing by default.
 
     Returns:
       A state of the same structure and types.
     """
-    fn = fn or (lambda slot, m: jnp.where(m, slot, jnp.zeros_like(slot)))
     keeps = jax.tree.leaves(masks_lib.broadcast(keep, params))
     leaves, structure = jax.tree.flatten(inner_state)
     leaves = [
-        fn(leaf, keeps[number]) if number >= 0 and jnp.ndim(keeps[number]) else leaf
+        jnp.where(keeps[number], leaf, jnp.zeros_like(leaf))
+        if number >= 0 and jnp.ndim(keeps[number])
+        else leaf
         for leaf, number in zip(leaves, numbers, strict=True)
     ]
     return structure.unflatten(leaves)
