@@ -8,7 +8,7 @@ CONFIG  ?= experiments/rn_digits.py
 WORKDIR ?= runs/rn_digits
 
 # Tests run on (virtual) CPU devices wherever they run; training takes what it finds.
-PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 .PHONY: help setup run test test-all lint format lock clean
 .DEFAULT_GOAL := help

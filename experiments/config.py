@@ -8,11 +8,11 @@ a misspelled one is an error and not an option without effect.
 import dataclasses
 import difflib
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 from ml_collections import config_dict
 
 from experiments.errors import UsageError
@@ -22,6 +22,15 @@ Config = Any
 
 SPARSE_METHODS = ("neurrev", "set", "rigl", "static")
 METHODS = (*SPARSE_METHODS, "dense")
+
+# What may differ when a run is continued: it makes no difference to what is trained.
+_NOT_OF_THE_RUN = (
+    "data.dir",
+    "steps_per_call",
+    "checkpoint_every_epochs",
+    "checkpoint_every_steps",
+    "checkpoints_to_keep",
+)
 
 
 def default_config() -> Config:
@@ -44,7 +53,11 @@ def default_config() -> Config:
     config.method.until_fraction = 0.75  # of training; no topology update after it
     config.method.neurrev = ml_collections.ConfigDict(
         {
-            "update_ratio": 0.1,
+            **_own_schedule(),
+            # None: from `update_ratio_at`, by the sparsity.
+            "update_ratio": config_dict.placeholder(float),
+            # (sparsity, ratio) pairs; straight lines between, constant outside.
+            "update_ratio_at": ((0.9, 0.1),),
             "ratio_schedule": "constant",  # or "cosine": to 0 at `until`
             "prune_ratio": config_dict.placeholder(float),  # None: update_ratio
             "ratio_of": "nonzero",
@@ -59,6 +72,7 @@ def default_config() -> Config:
     )
     config.method.set = ml_collections.ConfigDict(
         {
+            **_own_schedule(),
             "update_ratio": 0.3,
             "ratio_schedule": "constant",
             "drop": "signed",
@@ -66,7 +80,12 @@ def default_config() -> Config:
         }
     )
     config.method.rigl = ml_collections.ConfigDict(
-        {"update_ratio": 0.3, "ratio_schedule": "cosine", "init_mask": "random"}
+        {
+            **_own_schedule(),
+            "update_ratio": 0.3,
+            "ratio_schedule": "cosine",
+            "init_mask": "random",
+        }
     )
     config.method.static = ml_collections.ConfigDict({"init_mask": "random"})
     config.compare = ("dense", "set")
@@ -75,23 +94,48 @@ def default_config() -> Config:
     config.distribution = "erk"
 
     config.data = ml_collections.ConfigDict()
-    config.data.name = "digits"
-    config.data.test_fraction = 0.25
-    config.data.shift_pixels = 0  # augmentation: random translation, zero-padded
+    config.data.name = "digits"  # or "cifar10", "cifar100", "imagenet2012"
+    config.data.source = "sklearn"  # or "tfds", "npz", "generated"
+    # Of "tfds" (None: TFDS_DATA_DIR, or ~/tensorflow_datasets) and "npz".
+    config.data.dir = config_dict.placeholder(str)
+    config.data.image_size = config_dict.placeholder(int)  # of imagenet2012
+    config.data.test_fraction = 0.25  # of digits
+    # Augmentation of data held in memory; a stream has its own.
+    config.data.crop_padding = 0  # black pixels on every side before a random crop
+    config.data.flip = False
+    config.data.generated_train = 2048  # examples
+    config.data.generated_test = 256
+    # A stream is read as so many fixed shares, divided over the processes: what is
+    # trained on does not depend on how many processes there are.
+    config.data.stream_shares = 8
+    config.data.shuffle_buffer = 1024  # undecoded examples per share
 
     config.model = ml_collections.ConfigDict()
-    config.model.name = "resnet"
-    config.model.stage_sizes = (5, 5, 5)
-    config.model.widths = (32, 64, 128)
+    config.model.name = "resnet"  # or "imagenet_resnet", "vgg", "mobilenet"
+    config.model.stage_sizes = (5, 5, 5)  # blocks or convolutions of each stage
+    config.model.widths = (32, 64, 128)  # channels of each stage
+    config.model.block = "basic"  # of imagenet_resnet; or "bottleneck"
+    config.model.width_multiplier = 1.0  # of mobilenet
+    config.model.activation = "relu"
+    config.model.hardware_activation = False  # its piecewise-linear approximation
     config.model.sync_batch_norm = True  # batch statistics over all devices
+    config.model.dtype = "float32"  # of the computation; or "bfloat16"
 
     config.epochs = 160
+    # Extended training: multiplies epochs, warm-up and all that concerns topology
+    # updates, which are given for 1.
+    config.training_multiplier = 1.0
     config.batch_size = 64  # over all devices
+    # A batch is cut into so many parts per device, whose gradients are averaged.
+    config.accumulation_steps = 1
     config.learning_rate = 0.1
     config.final_learning_rate = 0.0
+    config.learning_rate_changes = "every_step"  # or "every_epoch"
     config.warmup_epochs = 0.0
     config.momentum = 0.9
-    config.weight_decay = 1e-4  # coupled L2 on all parameters
+    config.weight_decay = 1e-4  # coupled L2
+    config.weight_decay_on = "all"  # or "all_but_norm"
+    config.label_smoothing = 0.0
 
     config.eval_batch_size = 512  # over all devices
     config.dormant = ml_collections.ConfigDict()
@@ -100,9 +144,23 @@ def default_config() -> Config:
     config.dormant.criterion = "zero"  # or "apoz", "score"
     config.dormant.threshold = config_dict.placeholder(float)
 
+    # Training returns to the host after so many steps at most, to look for a signal;
+    # None: after an epoch of data held in memory, after 50 steps of a stream.
+    config.steps_per_call = config_dict.placeholder(int)
+    config.log_every_steps = config_dict.placeholder(int)  # None: epochs only
     config.checkpoint_every_epochs = 1
+    config.checkpoint_every_steps = config_dict.placeholder(int)  # besides
     config.checkpoints_to_keep = 3
     return config.lock()
+
+
+def _own_schedule() -> dict[str, Any]:
+    """Where a method differs from the experiment's schedule; None: it does not."""
+    return {
+        "update_interval_epochs": config_dict.placeholder(float),
+        "update_interval_steps": config_dict.placeholder(int),
+        "until_fraction": config_dict.placeholder(float),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,20 +168,30 @@ class Plan:
     """A config's durations in steps.
 
     Attributes:
+      epochs: passes over the training set, the multiplier included.
       steps_per_epoch: full batches in one pass over the training set.
       total_steps: steps of the whole run.
       warmup_steps: steps of linear warm-up.
-      update_interval: steps between topology updates.
-      update_start: no topology update up to this step, and the interval counts from
-        it.
-      until: last step that may end with a topology update.
     """
 
+    epochs: int
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    update_interval: int
-    update_start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdatePlan:
+    """When a method changes the topology, in steps.
+
+    Attributes:
+      interval: steps between topology updates.
+      start: no topology update up to this step, and the interval counts from it.
+      until: last step that may end with a topology update.
+    """
+
+    interval: int
+    start: int
     until: int
 
 
@@ -146,17 +214,70 @@ def plan(config: Config, train_examples: int) -> Plan:
             f"batch_size={config.batch_size} must not exceed the {train_examples} "
             "training examples; lower it."
         )
-    total = config.epochs * steps_per_epoch
+    multiplier = config.training_multiplier
+    epochs = max(1, round(config.epochs * multiplier))
     return Plan(
+        epochs=epochs,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total,
-        warmup_steps=round(config.warmup_epochs * steps_per_epoch),
-        update_interval=max(
-            1, round(config.method.update_interval_epochs * steps_per_epoch)
-        ),
-        update_start=round(config.method.update_start_epochs * steps_per_epoch),
-        until=round(config.method.until_fraction * total),
+        total_steps=epochs * steps_per_epoch,
+        warmup_steps=round(config.warmup_epochs * multiplier * steps_per_epoch),
     )
+
+
+def update_plan(config: Config, plan: Plan, method: str) -> UpdatePlan:
+    """When a method changes the topology.
+
+    What the method's own section says holds before what is said for all.
+
+    Args:
+      config: a validated config.
+      plan: its durations in steps.
+      method: a method that changes the topology.
+
+    Returns:
+      The steps; there is no topology update on the very last one, because what grows
+      there would never be trained.
+    """
+    common, own = config.method, config.method[method]
+    multiplier = config.training_multiplier
+    interval = plan.steps_per_epoch * common.update_interval_epochs
+    if own.update_interval_epochs is not None:
+        interval = plan.steps_per_epoch * own.update_interval_epochs
+    if own.update_interval_steps is not None:
+        interval = own.update_interval_steps
+    fraction = common.until_fraction
+    if own.until_fraction is not None:
+        fraction = own.until_fraction
+    start = plan.steps_per_epoch * common.update_start_epochs
+    return UpdatePlan(
+        interval=max(1, round(interval * multiplier)),
+        start=round(start * multiplier),
+        until=min(round(fraction * plan.total_steps), plan.total_steps - 1),
+    )
+
+
+def ratio_at(pairs: Sequence[Sequence[float]], sparsity: float) -> float:
+    """The value that a table by sparsity holds.
+
+    Args:
+      pairs: (sparsity, value), in any order; at least one.
+      sparsity: where to look.
+
+    Returns:
+      The value; between two entries on the straight line through them, outside of
+      all entries that of the nearest.
+
+    >>> ratio_at(((0.9, 0.10), (0.95, 0.05), (0.98, 0.03)), 0.95)
+    0.05
+    """
+    rows = sorted(map(tuple, pairs))
+    known = [row[0] for row in rows]
+    return float(np.interp(sparsity, known, [row[1] for row in rows]))
+
+
+def is_streamed(data: Config) -> bool:
+    """Whether a ``data`` section names a data set too large for memory."""
+    return data.name == "imagenet2012" and data.source == "tfds"
 
 
 def arm_names(config: Config) -> tuple[str, ...]:
@@ -200,6 +321,9 @@ def to_json(config: Config) -> str:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What distinguishes two configs, as ``field: old -> new``.
 
+    Where the data lie and when checkpoints are written does not count: that may change
+    between two starts of a run.
+
     Args:
       old: nested fields as read from JSON.
       new: nested fields as read from JSON.
@@ -216,144 +340,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"{name}: {_show(before.get(name, absent))} -> {_show(after.get(name, absent))}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name, absent) != after.get(name, absent)
+        and name not in _NOT_OF_THE_RUN
     ]
-
-
-def validate(config: Config) -> None:
-    """Checks everything that can be checked without data or devices.
-
-    Args:
-      config: the config as the command line left it.
-
-    Raises:
-      UsageError: naming the field, its value, the rule and the remedy.
-    """
-    _check_fields(config)
-    for where, name in (
-        ("method.name", config.method.name),
-        *(("compare", name) for name in config.compare),
-    ):
-        if name not in METHODS:
-            raise UsageError(
-                f"{where}: there is no method {name!r}; {close_match(name, METHODS)}"
-            )
-    if config.distribution not in ("uniform", "er", "erk"):
-        raise UsageError(
-            f"distribution={config.distribution!r} is unknown; choose 'uniform', 'er' "
-            "or 'erk'."
-        )
-    _check_criterion(config.dormant.criterion, config.dormant.threshold)
-    if len(config.model.stage_sizes) != len(config.model.widths) or not len(
-        config.model.widths
-    ):
-        raise UsageError(
-            f"model.stage_sizes={config.model.stage_sizes} and model.widths="
-            f"{config.model.widths} must have one entry per stage each; give both the "
-            "same length."
-        )
-    for name in ("stage_sizes", "widths"):
-        if any(not isinstance(n, int) or n < 1 for n in config.model[name]):
-            raise UsageError(
-                f"model.{name}={config.model[name]} must hold whole numbers of at "
-                "least 1."
-            )
-    fields = flatten(config)
-    for name, (low, high, open_end) in _RANGES.items():
-        value = fields[name]
-        is_inside = (
-            isinstance(value, int | float)
-            and math.isfinite(value)
-            and low <= value <= high
-            and not (open_end and value == high)
-        )
-        if not is_inside:
-            raise UsageError(f"{name}={value!r} must {_rule(low, high, open_end)}.")
-    if config.warmup_epochs >= config.epochs:
-        raise UsageError(
-            f"warmup_epochs={config.warmup_epochs} must be less than epochs="
-            f"{config.epochs}."
-        )
-
-
-def check_overrides(config: Config, changed: Iterable[str]) -> None:
-    """Refuses options of methods that this run does not train.
-
-    Args:
-      config: a validated config.
-      changed: dotted names of the fields set on the command line.
-
-    Raises:
-      UsageError: if one of them would have no effect.
-    """
-    arms = arm_names(config)
-    for field in changed:
-        parts = field.split(".")
-        is_option = len(parts) == 3 and parts[0] == "method"
-        if is_option and parts[1] not in arms:
-            raise UsageError(
-                f"{field} has no effect, because this run trains {', '.join(arms)}; "
-                f"leave it out, or add {parts[1]!r} to compare."
-            )
-
-
-# Field -> (low, high, whether high itself is excluded).
-_RANGES: dict[str, tuple[float, float, bool]] = {
-    "seed": (0, 2**31 - 1, False),
-    "sparsity": (0, 1, True),
-    "method.update_interval_epochs": (1e-6, math.inf, False),
-    "method.update_start_epochs": (0, math.inf, False),
-    "method.until_fraction": (0, 1, False),
-    "data.test_fraction": (0.01, 0.9, False),
-    "data.shift_pixels": (0, 64, False),
-    "epochs": (1, math.inf, False),
-    "batch_size": (1, math.inf, False),
-    "learning_rate": (0, math.inf, False),
-    "final_learning_rate": (0, math.inf, False),
-    "warmup_epochs": (0, math.inf, False),
-    "momentum": (0, 1, True),
-    "weight_decay": (0, math.inf, False),
-    "eval_batch_size": (1, math.inf, False),
-    "dormant.examples": (1, math.inf, False),
-    "dormant.every_epochs": (1, math.inf, False),
-    "checkpoint_every_epochs": (1, math.inf, False),
-    "checkpoints_to_keep": (2, math.inf, False),
-}
-
-
-def _rule(low: float, high: float, open_end: bool) -> str:
-    if math.isinf(high):
-        return "be positive" if low == 1e-6 else f"be at least {low:g}"
-    return f"lie in [{low:g}, {high:g}{')' if open_end else ']'}"
-
-
-def _check_criterion(criterion: str, threshold: float | None) -> None:
-    if criterion not in ("zero", "apoz", "score"):
-        raise UsageError(
-            f"dormant.criterion={criterion!r} is unknown; choose 'zero', 'apoz' or "
-            "'score'."
-        )
-    if threshold is not None and criterion == "zero":
-        raise UsageError(
-            f"dormant.threshold={threshold} has no effect with dormant.criterion="
-            "'zero'; leave it out, or choose 'apoz' or 'score'."
-        )
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise UsageError(f"dormant.threshold={threshold} must lie in [0, 1].")
-
-
-def _check_fields(config: Config) -> None:
-    known, given = flatten(default_config()), flatten(config)
-    for name in given:
-        if name not in known:
-            raise UsageError(
-                f"the config has an unknown field {name!r}; {close_match(name, known)}"
-            )
-    for name in known:
-        if name not in given:
-            raise UsageError(
-                f"the config lacks the field {name!r}; start it from "
-                "experiments.config.default_config()."
-            )
 
 
 def _show(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 EXIT_USAGE = 2
 EXIT_DIVERGED = 3
+EXIT_STORAGE = 74  # EX_IOERR of sysexits.h.
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues.
 
 
@@ -11,6 +12,10 @@ class UsageError(ValueError):
 
 class DivergedError(RuntimeError):
     """The loss is not finite; the last good checkpoint is kept."""
+
+
+class StorageError(RuntimeError):
+    """Something could not be written; what was written before is kept."""
 
 
 class InterruptedRun(Exception):

@@ -3,12 +3,21 @@
 python -m experiments.main --config=experiments/rn_digits.py --workdir=DIR \
     [--config.sparsity=0.95 --config.method.name=rigl ...]
 
-Exit status: 0 finished; 2 the command, the config or the directory is not usable
-(nothing has been touched); 3 the loss became infinite or NaN (the last good
-checkpoint is kept); 75 stopped by SIGTERM with the state saved; 130 stopped by
-Ctrl-C. After 75, 130 or a kill, the same command continues where the run was.
+As one run of several processes (docs/pods.md), each of them with
+
+    --coordinator_address=HOST:PORT --num_processes=N --process_id=I
+
+or with what a launcher such as Slurm sets in the environment, or with --distributed
+where JAX finds the others by itself, as on a TPU pod.
+
+Exit status: 0 finished; 2 the command, the config, the data or the directory is not
+usable (nothing has been touched); 3 the loss became infinite or NaN (the last good
+checkpoint is kept); 74 something could not be written, for example on a full disk
+(likewise); 75 stopped by SIGTERM with the state saved; 130 stopped by Ctrl-C. After
+74, 75, 130 or a kill, the same command continues where the run was.
 """
 
+import dataclasses
 import re
 import sys
 from collections.abc import Sequence
@@ -19,7 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import config as config_lib
-from experiments import errors
+from experiments import errors, rules
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,12 +44,13 @@ def main(argv: Sequence[str]) -> int:
         parsed = parse(argv)
         if parsed is None:
             return 0
-        config, workdir_path = parsed
-        _run(config, workdir_path)
+        _run(parsed)
     except errors.UsageError as error:
         return _fail(error, errors.EXIT_USAGE)
     except errors.DivergedError as error:
         return _fail(error, errors.EXIT_DIVERGED)
+    except errors.StorageError as error:
+        return _fail(error, errors.EXIT_STORAGE)
     except errors.InterruptedRun as error:
         return _fail(error, errors.EXIT_INTERRUPTED)
     except KeyboardInterrupt:
@@ -48,14 +58,43 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _run(config: config_lib.Config, directory: Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A parsed command line.
+
+    Attributes:
+      config: the validated config.
+      workdir: the directory of the run.
+      coordinator_address: host:port of process 0, or None.
+      num_processes: number of processes, or None.
+      process_id: number of this process, or None.
+      distributed: whether JAX is to find the other processes by itself.
+    """
+
+    config: config_lib.Config
+    workdir: Path
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    distributed: bool = False
+
+
+def _run(command: Command) -> None:
     # A wrong flag should not have to wait for JAX to start.
-    from experiments import runner, workdir
+    from experiments import distributed, runner, workdir
     from experiments.training.progress import make_console
 
-    workdir.check(directory, config)
-    experiment = runner.prepare(config)
-    runner.run(experiment, directory, make_console())
+    distributed.initialize(
+        command.coordinator_address,
+        command.num_processes,
+        command.process_id,
+        command.distributed,
+    )
+    console = make_console(quiet=not distributed.is_primary())
+    config, directory = command.config, command.workdir
+    distributed.on_primary(lambda: workdir.check(directory, config))
+    experiment = distributed.together(lambda: runner.prepare(config))
+    runner.run(experiment, directory, console)
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -64,10 +103,18 @@ def _fail(error: Exception | str, status: int) -> int:
     return status
 
 
-def parse(
-    argv: Sequence[str],
-) -> tuple[config_lib.Config, Path] | None:
-    """The validated config and the directory; None after showing the help."""
+def parse(argv: Sequence[str]) -> Command | None:
+    """Reads and validates a command line.
+
+    Args:
+      argv: the command line, program name first.
+
+    Returns:
+      The command; None after showing the help.
+
+    Raises:
+      UsageError: for anything that is wrong with it.
+    """
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(__doc__)
         print(f"fields: {', '.join(config_lib.flatten(config_lib.default_config()))}")
@@ -97,10 +144,17 @@ def parse(
             "--workdir is missing; give the directory the run is kept in."
         )
     config = values["config"].value
-    config_lib.validate(config)
+    rules.validate(config)
     changed = config_flags.get_override_values(values["config"])
-    config_lib.check_overrides(config, changed)
-    return config, Path(values["workdir"].value)
+    rules.check_overrides(config, changed)
+    return Command(
+        config=config,
+        workdir=Path(values["workdir"].value),
+        coordinator_address=values["coordinator_address"].value,
+        num_processes=values["num_processes"].value,
+        process_id=values["process_id"].value,
+        distributed=bool(values["distributed"].value),
+    )
 
 
 def _read_flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -109,6 +163,10 @@ def _read_flags(argv: Sequence[str]) -> flags.FlagValues:
         "config", None, flag_values=values, sys_argv=list(argv)
     )
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("coordinator_address", None, "", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "", flag_values=values)
     try:
         rest = values(list(argv))
     # A config file is a program: it can raise anything.

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -62,14 +63,33 @@ class Arm:
 
 
 def learning_rate(config: config_lib.Config, plan: config_lib.Plan) -> optax.Schedule:
-    """Linear warm-up, then a cosine to the final rate, per step."""
-    return optax.warmup_cosine_decay_schedule(
+    """Linear warm-up per step, then a cosine to the final rate.
+
+    Args:
+      config: a validated config; with ``learning_rate_changes="every_epoch"`` the
+        cosine is a staircase of one step per epoch.
+      plan: its durations in steps.
+
+    Returns:
+      The rate of each step, counted from 0.
+    """
+    smooth = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if plan.warmup_steps else config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=plan.warmup_steps,
         decay_steps=plan.total_steps,
         end_value=config.final_learning_rate,
     )
+    if config.learning_rate_changes == "every_step":
+        return smooth
+    length, warmup = plan.steps_per_epoch, plan.warmup_steps
+
+    def staircase(step: Any) -> Any:
+        # Warm-up may end within an epoch; its peak is not to be missed.
+        epoch_start = jnp.maximum(step // length * length, warmup)
+        return smooth(jnp.where(step < warmup, step, epoch_start))
+
+    return staircase
 
 
 def make_arm(config: config_lib.Config, plan: config_lib.Plan) -> Arm:
@@ -85,14 +105,15 @@ def make_arm(config: config_lib.Config, plan: config_lib.Plan) -> Arm:
     Raises:
       ValueError: from the library, for options a method does not accept.
     """
+    decays = None if config.weight_decay_on == "all" else _is_not_of_a_norm
     inner = optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
         optax.sgd(learning_rate(config, plan), momentum=config.momentum),
     )
     name = config.method.name
     if name == "dense":
         return Arm(name, inner, None)
-    method = _make_method(name, config.method[name].to_dict(), plan)
+    method = _make_method(config, plan)
     tx = neurrev_jax.sparse_transform(
         inner,
         method,
@@ -105,15 +126,33 @@ def make_arm(config: config_lib.Config, plan: config_lib.Plan) -> Arm:
     return Arm(name, tx, method)
 
 
+def _is_not_of_a_norm(params: Any) -> Any:
+    """True for every parameter outside the batch norms, a tree like the parameters."""
+
+    def outside(path: tuple[Any, ...], leaf: Any) -> bool:
+        del leaf
+        return not any("norm" in str(entry) for entry in path)
+
+    return jax.tree_util.tree_map_with_path(outside, params)
+
+
 def _make_method(
-    name: str, options: dict[str, Any], plan: config_lib.Plan
+    config: config_lib.Config, plan: config_lib.Plan
 ) -> neurrev_jax.Method:
+    name = config.method.name
+    options = config.method[name].to_dict()
     if name == "static":
         return neurrev_jax.static(**options)
+    for field in ("update_interval_epochs", "update_interval_steps", "until_fraction"):
+        del options[field]
+    table = options.pop("update_ratio_at", None)
+    if options["update_ratio"] is None:
+        options["update_ratio"] = config_lib.ratio_at(table, config.sparsity)
+    updates = config_lib.update_plan(config, plan, name)
     ratio_schedule = options.pop("ratio_schedule")
     if ratio_schedule == "cosine":
         options["update_ratio"] = neurrev_jax.cosine(
-            options["update_ratio"], until=max(plan.until, 1)
+            options["update_ratio"], until=max(updates.until, 1)
         )
     elif ratio_schedule != "constant":
         raise ValueError(
@@ -121,6 +160,6 @@ def _make_method(
             "'cosine'."
         )
     schedule = neurrev_jax.periodic(
-        plan.update_interval, until=plan.until, start=plan.update_start
+        updates.interval, until=updates.until, start=updates.start
     )
     return _FACTORIES[name](schedule=schedule, **options)

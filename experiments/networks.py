@@ -1,20 +1,20 @@
 """From the config's model section to a Flax module."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.config import Config, close_match
-from experiments.errors import UsageError
+from experiments.config import Config
 from neurrev_jax import models
-
-_NETWORKS = ("resnet",)
 
 
 def make_network(config: Config, num_classes: int, axis_name: str) -> nn.Module:
     """Builds the network.
 
     Args:
-      config: the config's ``model`` section.
+      config: a validated ``model`` section.
       num_classes: number of classes.
       axis_name: name of the axis over which training is mapped.
 
@@ -22,18 +22,25 @@ def make_network(config: Config, num_classes: int, axis_name: str) -> nn.Module:
       A module called as ``module(images, train=...)``.
 
     Raises:
-      UsageError: for an unknown name.
+      ValueError: from the networks, for what does not fit them.
     """
-    if config.name not in _NETWORKS:
-        raise UsageError(
-            f"model.name: there is no network {config.name!r}; "
-            f"{close_match(config.name, _NETWORKS)}"
-        )
     is_cpu = jax.default_backend() == "cpu"
-    return models.ResNet(
-        stage_sizes=tuple(config.stage_sizes),
-        widths=tuple(config.widths),
-        num_classes=num_classes,
-        axis_name=axis_name if config.sync_batch_norm else None,
-        convolution=models.loop_convolution if is_cpu else None,
-    )
+    common: dict[str, Any] = {
+        "num_classes": num_classes,
+        "activation": config.activation,
+        "hardware": config.hardware_activation,
+        "axis_name": axis_name if config.sync_batch_norm else None,
+        "convolution": models.loop_convolution if is_cpu else None,
+        "dtype": jnp.dtype(config.dtype),
+    }
+    if config.name == "mobilenet":
+        return models.MobileNetV1(width_multiplier=config.width_multiplier, **common)
+    stages = {
+        "stage_sizes": tuple(config.stage_sizes),
+        "widths": tuple(config.widths),
+    }
+    if config.name == "imagenet_resnet":
+        return models.ImageNetResNet(block=config.block, **stages, **common)
+    if config.name == "vgg":
+        return models.VGG(**stages, **common)
+    return models.ResNet(**stages, **common)

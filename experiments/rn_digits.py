@@ -28,12 +28,14 @@ def get_config() -> config_lib.Config:
     config.method.name = "neurrev"
     config.method.update_interval_epochs = 3.0
     config.method.update_start_epochs = 0.5
+    config.method.neurrev.update_ratio = 0.1
     config.compare = ("dense", "set")
 
     config.sparsity = 0.9
     config.distribution = "erk"
 
     config.data.name = "digits"
+    config.data.source = "sklearn"
     config.data.test_fraction = 0.25
     config.model.stage_sizes = (1, 1, 1)
     config.model.widths = (16, 32, 64)

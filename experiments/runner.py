@@ -1,5 +1,6 @@
 """An experiment from its config to its report."""
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -14,8 +15,11 @@ from rich.console import Console
 from experiments import config as config_lib
 from experiments import methods, networks, workdir
 from experiments.analysis import figures, report
-from experiments.errors import UsageError, one_line
-from experiments.training import data, loop, state
+from experiments.data.base import DataInfo, InMemory
+from experiments.data.load import load
+from experiments.distributed import on_primary, on_primary_only
+from experiments.errors import StorageError, UsageError, one_line
+from experiments.training import feeds, loop, measure, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +29,14 @@ class Experiment:
     Attributes:
       config: the validated config.
       plan: its durations in steps.
-      dataset: training and test set.
+      data: the data set, in memory or as a stream.
       model: the network.
       arms: the methods to train, each with its own resolved config.
     """
 
     config: config_lib.Config
     plan: config_lib.Plan
-    dataset: data.Dataset
+    data: Any
     model: nn.Module
     arms: tuple[tuple[config_lib.Config, methods.Arm], ...]
 
@@ -41,7 +45,7 @@ def prepare(config: config_lib.Config) -> Experiment:
     """Builds everything that can be wrong, without writing anything.
 
     Args:
-      config: a config that `config.validate` accepted.
+      config: a config that `rules.validate` accepted.
 
     Returns:
       The experiment.
@@ -49,32 +53,52 @@ def prepare(config: config_lib.Config) -> Experiment:
     Raises:
       UsageError: for values that data, devices or the library do not accept.
     """
-    devices = jax.device_count()
-    if config.batch_size % devices:
-        raise UsageError(
-            f"batch_size={config.batch_size} must be a multiple of the {devices} "
-            f"devices; try {max(1, config.batch_size // devices) * devices}."
-        )
-    dataset = data.load(config.data)
-    plan = config_lib.plan(config, len(dataset.train.labels))
-    if config.dormant.examples > len(dataset.train.labels):
+    _check_devices(config)
+    data = load(config.data, jax.process_index(), jax.process_count())
+    info = data.info
+    plan = config_lib.plan(config, info.train_examples)
+    if config.dormant.examples > info.train_examples:
         raise UsageError(
             f"dormant.examples={config.dormant.examples} must not exceed the "
-            f"{len(dataset.train.labels)} training examples; lower it."
+            f"{info.train_examples} training examples; lower it."
         )
-    model = networks.make_network(config.model, dataset.num_classes, state.AXIS)
+    try:
+        model = networks.make_network(config.model, info.num_classes, state.AXIS)
+        jax.eval_shape(model.init, jax.random.key(0), _sample(info))
+    # Networks complain in their own ways about shapes that do not fit them.
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"model.name={config.model.name!r}: {one_line(error)}") from (
+            error
+        )
     arms = tuple(
-        _prepare_arm(config, plan, model, dataset, name)
+        _prepare_arm(config, plan, model, info, name)
         for name in config_lib.arm_names(config)
     )
-    return Experiment(config, plan, dataset, model, arms)
+    return Experiment(config, plan, data, model, arms)
+
+
+def _check_devices(config: config_lib.Config) -> None:
+    devices = jax.device_count()
+    if devices != jax.process_count() * jax.local_device_count():
+        raise UsageError(
+            f"this process has {jax.local_device_count()} of {devices} devices, but "
+            f"all {jax.process_count()} processes need as many as one another; start "
+            "them alike."
+        )
+    parts = devices * config.accumulation_steps
+    if config.batch_size % parts:
+        times = "" if config.accumulation_steps == 1 else " times accumulation_steps"
+        raise UsageError(
+            f"batch_size={config.batch_size} must be a multiple of the {devices} "
+            f"devices{times}; try {max(1, config.batch_size // parts) * parts}."
+        )
 
 
 def _prepare_arm(
     config: config_lib.Config,
     plan: config_lib.Plan,
     model: nn.Module,
-    dataset: data.Dataset,
+    info: DataInfo,
     name: str,
 ) -> tuple[config_lib.Config, methods.Arm]:
     arm_config: config_lib.Config = ml_collections.ConfigDict(config.to_dict())
@@ -86,11 +110,15 @@ def _prepare_arm(
         # Traces without computing: the library checks its arguments in `init`.
         jax.eval_shape(
             functools.partial(state.init_state, model, arm, seed=config.seed),
-            dataset.train.images[:1],
+            _sample(info),
         )
     except ValueError as error:
         raise UsageError(f"method {name}: {one_line(error)}") from error
     return arm_config, arm
+
+
+def _sample(info: DataInfo) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *info.image_shape), np.float32)
 
 
 def run(experiment: Experiment, directory: Path, console: Console) -> None:
@@ -105,35 +133,70 @@ def run(experiment: Experiment, directory: Path, console: Console) -> None:
       UsageError: if the directory cannot be used.
       DivergedError: if a loss is not finite.
       InterruptedRun: after a termination signal.
+      StorageError: if something cannot be written.
     """
-    config, plan = experiment.config, experiment.plan
-    with workdir.claim(directory, config):
-        shared = loop.share(config, experiment.dataset, experiment.model)
-        console.print(_headline(experiment), soft_wrap=True)
+    config, plan, model = experiment.config, experiment.plan, experiment.model
+    with contextlib.ExitStack() as held:
+        # Claimed by the primary process for all of them.
+        on_primary_only(lambda: held.enter_context(workdir.claim(directory, config)))
+        console.print(headline(experiment), soft_wrap=True)
+        if isinstance(experiment.data, InMemory):
+            feed: feeds.Feed = feeds.MemoryFeed(config, experiment.data)
+        else:
+            feed = feeds.StreamFeed(config, experiment.data)
+        shared = measure.share(model, feed.info)
         results: list[dict[str, Any]] = [
-            loop.train_arm(arm_config, plan, arm, shared, directory / arm.name, console)
+            loop.train_arm(
+                loop.Task(
+                    config=arm_config,
+                    plan=plan,
+                    arm=arm,
+                    model=model,
+                    feed=feed,
+                    shared=shared,
+                    directory=directory / arm.name,
+                ),
+                console,
+            )
             for arm_config, arm in experiment.arms
         ]
+        on_primary(lambda: _report(experiment, results, directory, console))
+
+
+def _report(
+    experiment: Experiment,
+    results: list[dict[str, Any]],
+    directory: Path,
+    console: Console,
+) -> None:
+    try:
         report.save(results, directory)
         saved = figures.save_all(results, directory, _until_epoch(experiment))
-        report.show(results, console)
-        names = ", ".join(str(path) for path in saved)
-        console.print(f"figures: {names}", soft_wrap=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write the report in {directory} ({one_line(error)}); all results "
+            "are kept. Make room and give the same command for the report."
+        ) from error
+    report.show(results, console)
+    names = ", ".join(str(path) for path in saved)
+    console.print(f"figures: {names}", soft_wrap=True)
 
 
-def _headline(experiment: Experiment) -> str:
-    config, train = experiment.config, experiment.dataset.train
-    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0), train.images[:1])
+def headline(experiment: Experiment) -> str:
+    """What a run says of itself before it starts."""
+    config, info = experiment.config, experiment.data.info
+    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0), _sample(info))
     parameters = sum(
         int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])
     )
-    devices = jax.device_count()
+    devices, processes = jax.device_count(), jax.process_count()
+    of = f" of {processes} processes" if processes > 1 else ""
     return (
-        f"{config.data.name}: {len(train.labels)} training and "
-        f"{len(experiment.dataset.test.labels)} test examples; network of "
-        f"{parameters:,} parameters; {config.epochs} epochs of "
-        f"{experiment.plan.steps_per_epoch} steps on {devices} "
-        f"{jax.default_backend()} device{'s' if devices > 1 else ''}"
+        f"{info.name}: {info.train_examples:,} training and {info.test_examples:,} "
+        f"test examples; network of {parameters:,} parameters; "
+        f"{experiment.plan.epochs} epochs of {experiment.plan.steps_per_epoch} steps "
+        f"of {config.batch_size} examples on {devices} {jax.default_backend()} "
+        f"device{'s' if devices > 1 else ''}{of}"
     )
 
 

@@ -49,6 +49,21 @@ def refuse(capsys, *args):
         (["--config.learning_rate=-1"], "learning_rate=-1.0 must be at least 0"),
         (["--config.momentum=1"], "momentum=1.0 must lie in [0, 1)"),
         (["--config.distribution=erq"], "choose 'uniform', 'er' or 'erk'"),
+        (["--config.data.source=tfds"], "does not go with data.name='digits'"),
+        (["--config.data.flip=maybe"], "config.data.flip=maybe"),
+        (["--config.data.dir=x"], "data.dir has no effect unless"),
+        (["--config.data.image_size=64"], "data.image_size has no effect unless"),
+        (["--config.data.shuffle_buffer=9"], "has no effect unless data are streamed"),
+        (["--config.model.block=bottleneck"], "unless model.name='imagenet_resnet'"),
+        (["--config.model.activation=rely"], "'rely'"),
+        (["--config.accumulation_steps=3"], "multiple of accumulation_steps=3"),
+        (["--config.accumulation_steps=8"], "8 devices times accumulation_steps"),
+        (["--config.method.neurrev.update_ratio_at=((0.9, 0.1),)"], "has no effect"),
+        (
+            ["--config.training_multiplier=0"],
+            "training_multiplier=0.0 must be positive",
+        ),
+        (["--num_processes=2"], "go together; give all three or none"),
         (["--config.model.widths=(4,)"], "same length"),
         (["--config.warmup_epochs=99"], "must be less than epochs"),
         (["--config.data.name=digit"], "did you mean 'digits'?"),
@@ -188,21 +203,7 @@ def test_overrides_of_every_type_reach_the_config(tmp_path):
         ]
     )
     assert parsed is not None
-    config, path = parsed
+    config, path = parsed.config, parsed.workdir
     assert (config.sparsity, config.method.rigl.update_ratio) == (0.95, 0.2)
     assert config_lib.arm_names(config) == ("rigl", "static")
     assert path == tmp_path
-
-
-def test_epochs_become_steps_once():
-    config = rn_digits.get_config()
-    config.batch_size = 64
-    config.epochs = 40
-    config.warmup_epochs = 0.5
-    config.method.update_interval_epochs = 2.0
-    config.method.update_start_epochs = 0.5
-    plan = config_lib.plan(config, 1347)
-    assert plan.steps_per_epoch == 21
-    assert plan.total_steps == 840
-    assert (plan.warmup_steps, plan.update_interval) == (10, 42)
-    assert (plan.update_start, plan.until) == (10, 630)

@@ -1,36 +1,20 @@
 """Whole runs as processes: finished, killed, stopped, damaged, diverged."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
+from experiments import config as config_lib
 from experiments import main as main_lib
+from tests import runs
+from tests.runs import EPOCHS, TINY, assert_same_end, final_state
 
-EPOCHS = 12
-TINY = [
-    "--config=experiments/rn_digits.py",
-    "--config.model.stage_sizes=(1,)",
-    "--config.model.widths=(8,)",
-    "--config.batch_size=128",
-    "--config.learning_rate=0.3",
-    f"--config.epochs={EPOCHS}",
-    "--config.method.update_interval_epochs=1",
-    "--config.dormant.examples=128",
-    "--config.compare=()",
-    "--config.sparsity=0.5",
-    "--config.distribution=uniform",
-    "--config.checkpoint_every_epochs=2",
-]
+pytestmark = pytest.mark.xdist_group("runs")
 
 
 def in_process(test):
@@ -39,61 +23,9 @@ def in_process(test):
     return pytest.mark.loose_numerics(ignore(test))
 
 
-class Runner:
-    """Starts the command in a process with one CPU device (or more)."""
-
-    def __init__(self, root, cache):
-        self.root = root
-        self.cache = cache
-
-    def start(self, workdir, *args, devices=1):
-        env = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            # These programs take longer to optimize than to run, and they are the
-            # same in all of these processes.
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "experiments.main", f"--workdir={workdir}"),
-                *TINY,
-                *args,
-            ],
-            cwd=self.root,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, workdir, *args, expect=0, **options):
-        process = self.start(workdir, *args, **options)
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == expect, err
-        return out, err
-
-    def send(self, number, workdir, *args, after_epoch, arm="neurrev", **options):
-        """Signals a run once it has finished an epoch; returns status and output."""
-        process = self.start(workdir, *args, **options)
-        lines = workdir / arm / "metrics.jsonl"
-        deadline = time.monotonic() + 240
-        while process.poll() is None and time.monotonic() < deadline:
-            if lines.exists() and lines.read_bytes().count(b"\n") >= after_epoch:
-                process.send_signal(number)
-                break
-            time.sleep(0.005)
-        out, err = process.communicate(timeout=240)
-        return process.returncode, out, err
-
-
 @pytest.fixture(scope="module")
 def runner(request, tmp_path_factory):
-    return Runner(request.config.rootpath, tmp_path_factory.mktemp("cache"))
+    return runs.Runner(request.config.rootpath, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -101,24 +33,6 @@ def undisturbed(runner, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     out, err = runner.run(workdir)
     return workdir, out, err
-
-
-def final_state(workdir):
-    checkpoints = workdir / "neurrev" / "checkpoints"
-    step = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    return step, ocp.PyTreeCheckpointer().restore(checkpoints / str(step) / "state")
-
-
-def assert_same_end(workdir, expected):
-    step, actual = final_state(workdir)
-    expected_step, wanted = final_state(expected)
-    assert step == expected_step == 10 * EPOCHS
-    assert {"params", "batch_stats", "opt_state", "step", "key"} == set(wanted)
-    jax.tree.map(np.testing.assert_array_equal, actual, wanted)
-    name = "neurrev/metrics.jsonl"
-    assert (workdir / name).read_bytes() == (expected / name).read_bytes()
-    timing = (workdir / "neurrev" / "timing.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in timing] == list(range(1, EPOCHS + 1))
 
 
 def test_a_run_prints_its_tables_and_writes_every_file(undisturbed):
@@ -147,32 +61,126 @@ def test_a_run_prints_its_tables_and_writes_every_file(undisturbed):
     assert result["best_test_accuracy"] == best
 
 
-def test_a_killed_run_continues_and_ends_bit_for_bit_the_same(
+def test_a_run_killed_twice_continues_and_ends_bit_for_bit_the_same(
     runner, undisturbed, tmp_path
 ):
     workdir = tmp_path / "run"
+    # Within an epoch, and with a step log: the one is no part of the run, and the
+    # other must not disturb it.
+    steps = "--config.steps_per_call=3"
     status, _, _ = runner.send(signal.SIGKILL, workdir, after_epoch=5)
-    assert status == -signal.SIGKILL
+    assert status == runs.SIGKILLED
+    status, _, _ = runner.send(signal.SIGKILL, workdir, steps, after_epoch=8)
+    assert status == runs.SIGKILLED
     assert not (workdir / "neurrev" / "result.json").exists()
     out, _ = runner.run(workdir)
     assert "continuing after epoch" in out
     assert_same_end(workdir, undisturbed[0])
 
 
-def test_sigterm_saves_and_exits_with_its_own_status(runner, undisturbed, tmp_path):
+# Kills the process as it is about to commit its third checkpoint.
+KILL_WHILE_SAVING = """
+import os, signal
+rename = os.rename
+
+def deadly(source, target, **options):
+    if os.path.basename(target) == "60":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(source, target, **options)
+
+os.rename = deadly
+"""
+
+
+def test_a_run_killed_while_saving_loses_the_steps_since_the_checkpoint_before(
+    runner, undisturbed, tmp_path
+):
+    workdir = tmp_path / "run"
+    process = runner.start(workdir, prelude=KILL_WHILE_SAVING)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == runs.SIGKILLED, err
+    left = {path.name for path in (workdir / "neurrev" / "checkpoints").iterdir()}
+    assert {"20", "40"} <= left
+    assert "60" not in left
+    assert any("60" in name and "tmp" in name for name in left)
+    out, _ = runner.run(workdir)
+    assert "continuing after epoch 4 (step 40)" in out
+    assert_same_end(workdir, undisturbed[0])
+
+
+def test_sigterm_saves_within_an_epoch_and_the_same_command_continues(
+    runner, undisturbed, tmp_path
+):
     workdir = tmp_path / "run"
     # Checkpoints are so rare that only the signal can have caused one.
-    rare = f"--config.checkpoint_every_epochs={EPOCHS}"
-    status, _, err = runner.send(signal.SIGTERM, workdir, rare, after_epoch=2)
+    options = [
+        f"--config.checkpoint_every_epochs={EPOCHS}",
+        "--config.steps_per_call=1",
+    ]
+    status, _, err = runner.send(signal.SIGTERM, workdir, *options, after_epoch=2)
     assert status == 75
     assert "the same command continues" in err
     assert err.count("\n") == 1
     lines = (workdir / "neurrev" / "metrics.jsonl").read_text().splitlines()
-    stopped_at = json.loads(lines[-1])["step"]
     step, state = final_state(workdir)
-    assert step == stopped_at == int(state["step"]) < 10 * EPOCHS
+    assert f"stopped by SIGTERM at step {step} of {runs.STEPS}" in err
+    assert step == int(state["step"])
+    # One step at a time: it need not have reached the end of the epoch.
+    assert 0 <= step - json.loads(lines[-1])["step"] < 10
     expected = (undisturbed[0] / "neurrev" / "metrics.jsonl").read_text().splitlines()
     assert lines == expected[: len(lines)]
+    runner.run(workdir, *options)
+    assert_same_end(workdir, undisturbed[0])
+
+
+# No file may grow beyond 12 KiB: what a disk that is full does to a checkpoint.
+FULL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (12 * 1024, 12 * 1024))
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoints(
+    runner, undisturbed, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    arm = workdir / "neurrev"
+    (arm / "result.json").unlink()
+    for step in runs.saved_steps(workdir)[1:]:
+        shutil.rmtree(arm / "checkpoints" / str(step))
+    [kept] = runs.saved_steps(workdir)
+    process = runner.start(workdir, prelude=FULL_DISK)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 74, err
+    last = err.splitlines()[-1]
+    assert "cannot write in" in last
+    assert str(arm) in last
+    assert "Make room" in last
+    assert "Traceback" not in err
+    assert runs.saved_steps(workdir) == [kept]
+    runner.run(workdir)
+    assert_same_end(workdir, undisturbed[0])
+
+
+@in_process
+def test_a_directory_that_cannot_be_written_is_one_sentence(
+    tmp_path, capsys, monkeypatch, request
+):
+    monkeypatch.chdir(request.config.rootpath)
+    workdir = tmp_path / "run"
+    command = ["main.py", f"--workdir={workdir}", *TINY, "--config.method.name=static"]
+    parsed = main_lib.parse(command)
+    assert parsed is not None
+    workdir.mkdir()
+    (workdir / "config.json").write_text(config_lib.to_json(parsed.config))
+    (workdir / "static").mkdir()
+    (workdir / "static" / "checkpoints").write_text("in the way")
+    assert main_lib.main(command) == 74
+    err = capsys.readouterr().err
+    assert f"cannot write in {workdir / 'static'}" in err
+    assert err.count("\n") == 1
+    assert (workdir / "static" / "checkpoints").read_text() == "in the way"
 
 
 def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
@@ -241,10 +249,34 @@ def test_a_diverged_run_says_so_and_saves_nothing_of_it(
     options = ["--config.learning_rate=1e38", "--config.method.name=dense"]
     assert main_lib.main(["main.py", f"--workdir={workdir}", *TINY, *options]) == 3
     err = capsys.readouterr().err
-    assert re.search(r"the loss became (inf|nan) at step \d+ \(epoch 1\)", err)
+    assert re.search(r"the loss became infinite or NaN at step \d \(epoch 1\)", err)
     assert "Lower learning_rate" in err
     assert err.count("\n") == 1
     # Nothing of the epoch that diverged is on disk.
     assert (workdir / "dense" / "metrics.jsonl").read_text() == ""
     assert list((workdir / "dense" / "checkpoints").iterdir()) == []
     assert not (workdir / "dense" / "result.json").exists()
+
+
+@in_process
+def test_a_run_that_diverges_later_keeps_the_last_good_checkpoint(
+    tmp_path, capsys, monkeypatch, request
+):
+    monkeypatch.chdir(request.config.rootpath)
+    workdir = tmp_path / "run"
+    # The first step has rate 0; what the second one leaves is not finite any more,
+    # and is not to be saved, although its loss was.
+    options = [
+        "--config.learning_rate=3e38",
+        "--config.warmup_epochs=1",
+        "--config.checkpoint_every_steps=1",
+        "--config.method.name=dense",
+    ]
+    assert main_lib.main(["main.py", f"--workdir={workdir}", *TINY, *options]) == 3
+    err = capsys.readouterr().err
+    assert "earlier checkpoints are kept" in err
+    assert err.count("\n") == 1
+    step, state = final_state(workdir, "dense")
+    assert step >= 1
+    for leaf in jax.tree.leaves(state["params"]):
+        assert np.isfinite(leaf).all()

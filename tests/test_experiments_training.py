@@ -1,17 +1,19 @@
 """The parts of training, in this process and on its eight devices."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from experiments import methods, rn_digits, runner
 from experiments.analysis import report
+from experiments.data import augment, batches, digits
+from experiments.data import base as data
 from experiments.errors import UsageError
-from experiments.training import data, loop, metrics, state, steps
+from experiments.training import evaluation, feeds, metrics, state, steps
 from experiments.training.checkpoints import Checkpoints
 from neurrev_jax import models
 
@@ -19,6 +21,7 @@ from neurrev_jax import models
 pytestmark = pytest.mark.loose_numerics
 
 FAST = {"xla_backend_optimization_level": 0}
+INFO = data.DataInfo("digits", 10, (8, 8, 1), 1347, 450, (5.0,), (6.0,))
 
 
 def tiny_config(method="neurrev", **fields):
@@ -34,7 +37,7 @@ def tiny_config(method="neurrev", **fields):
 
 def split(n, seed=0):
     rng = np.random.default_rng(seed)
-    images = rng.normal(size=(n, 8, 8, 1)).astype(np.float32)
+    images = rng.integers(0, 17, size=(n, 8, 8, 1)).astype(np.uint8)
     return data.Split(images, rng.integers(0, 10, size=n).astype(np.int32))
 
 
@@ -53,102 +56,278 @@ def variables_of(model):
 @pytest.mark.parametrize("devices", [1, 3, 8])
 def test_batches_hold_every_example_once(n, batch_size, devices):
     examples = split(n)
-    laid_out = data.batches(examples, batch_size, devices)
+    laid_out = batches.lay_out(examples, batch_size, devices)
     assert laid_out.include.shape[0] == devices
     assert laid_out.include.shape[2] <= -(-batch_size // devices)
     included = laid_out.images[laid_out.include]
     assert included.shape == examples.images.shape
-    order = np.argsort(included[:, 0, 0, 0])
-    expected = np.argsort(examples.images[:, 0, 0, 0])
-    np.testing.assert_array_equal(included[order], examples.images[expected])
-    np.testing.assert_array_equal(
-        laid_out.labels[laid_out.include][order], examples.labels[expected]
-    )
+    as_rows = lambda x: sorted(map(tuple, x.reshape(n, -1).tolist()))
+    assert as_rows(included) == as_rows(examples.images)
+    assert sorted(laid_out.labels[laid_out.include]) == sorted(examples.labels)
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(61, 16), (5, 512)])
 def test_evaluation_counts_every_example_once(n, batch_size):
     model, examples = network(), split(n)
     variables = variables_of(model)
-    laid_out = data.batches(examples, batch_size, jax.local_device_count())
-    evaluate = steps.make_evaluate(model)
+    laid_out = batches.lay_out(examples, batch_size, jax.local_device_count())
+    evaluate = evaluation.make_evaluate(model, INFO)
     sums = evaluate(state.replicate(variables), state.distribute(laid_out))
     sums = state.unreplicate(sums)
 
-    logits = jax.jit(model.apply)(variables, examples.images)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, examples.labels)
+    images = (examples.images.astype(np.float32) - INFO.mean[0]) / INFO.std[0]
+    logits = np.asarray(jax.jit(model.apply)(variables, images))
     assert int(sums.count) == n
     assert int(sums.correct) == int((logits.argmax(-1) == examples.labels).sum())
-    np.testing.assert_allclose(float(sums.loss), float(losses.sum()), rtol=1e-5)
+    losses = numpy_cross_entropy(logits, examples.labels, 0.0)
+    np.testing.assert_allclose(float(sums.loss), losses.sum(), rtol=1e-5)
 
 
-def test_every_device_ends_with_identical_masks_and_parameters():
-    config = tiny_config()
+def numpy_cross_entropy(logits, labels, smoothing):
+    """Cross-entropy with smoothed labels, written out."""
+    logits = logits.astype(np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    k = logits.shape[-1]
+    target = (1 - smoothing) * np.eye(k)[labels] + smoothing / k
+    return -(target * logp).sum(-1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_smooths_labels(smoothing):
+    logits = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32) * 3
+    labels = np.array([0, 1, 2, 3, 4, 0], np.int32)
+    actual = steps.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing)
+    expected = numpy_cross_entropy(logits, labels, smoothing)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def make_recipe(experiment, **fields):
+    [(config, arm)] = experiment.arms
+    return steps.Recipe(
+        model=experiment.model,
+        arm=arm,
+        info=experiment.data.info,
+        steps_per_epoch=experiment.plan.steps_per_epoch,
+        log_every_steps=config.log_every_steps or experiment.plan.steps_per_epoch,
+        **fields,
+    )
+
+
+def start_of(experiment):
+    [(config, arm)] = experiment.arms
+    sample = np.zeros((1, *experiment.data.info.image_shape), np.float32)
+    return state.compile_init(experiment.model, arm, sample, config.seed)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """One epoch with frequent topology updates, in one call and in three."""
+    config = tiny_config(log_every_steps=8)
     config.method.update_interval_epochs = 0.1
     config.method.update_start_epochs = 0.0
     config.distribution = "uniform"
     experiment = runner.prepare(config)
-    shared = loop.share(config, experiment.dataset, experiment.model)
-    [(_, arm)] = experiment.arms
-    start = state.compile_init(
-        experiment.model, arm, experiment.dataset.train.images[:1], 0
-    )
-    epoch = steps.make_train_epoch(
-        experiment.model,
-        arm,
-        steps=experiment.plan.steps_per_epoch,
-        batch_size=config.batch_size,
-        shift_pixels=1,
-    )
-    trained, values = epoch(state.replicate(start), shared.train, 0)
-    masks = trained.opt_state.masks
+    recipe = make_recipe(experiment, crop_padding=1, flip=True)
+    train = steps.make_train_on_memory(recipe, config.batch_size)
+    data = state.replicate(experiment.data.train)
+    start = start_of(experiment)
+    whole = train(state.replicate(start), data, np.int32(21))
+    parts = state.replicate(start)
+    for steps_of_call in (5, 1, 15):
+        parts = train(parts, data, np.int32(steps_of_call))
+    return start, whole, parts
+
+
+def test_every_device_ends_with_identical_masks_and_parameters(trained):
+    start, whole, _ = trained
+    masks = whole.opt_state.masks
     changed = jax.tree.map(
         lambda old, new: bool((old != new[0]).any()), start.opt_state.masks, masks
     )
     assert any(jax.tree.leaves(changed))
-    for leaf in jax.tree.leaves(trained):
+    for leaf in jax.tree.leaves(whole):
         for replica in np.asarray(leaf):
             np.testing.assert_array_equal(replica, np.asarray(leaf)[0])
     inactive = jax.tree.map(
         lambda p, m: bool((np.asarray(p)[~np.asarray(m)] != 0).any()),
-        trained.params["stage_1"],
+        whole.params["stage_1"],
         masks["stage_1"],
     )
     assert not any(jax.tree.leaves(inactive))
-    losses = np.asarray(values.loss)[0]
-    assert losses.shape == (21,)
-    assert losses[-3:].mean() < losses[:3].mean()
+    progress = state.unreplicate(whole.progress)
+    # 21 steps of 64: the window began anew after steps 8 and 16.
+    assert 0 < int(progress.window.correct) < int(progress.epoch.correct) <= 21 * 64
+    assert 0 < float(progress.window.loss) / 5 < float(progress.epoch.loss) / 21
+    assert int(progress.bad_step) == 0
+    assert int(state.unreplicate(whole.step)) == 21
 
 
-def test_shift_moves_images_and_does_not_depend_on_the_batch():
-    images = jnp.asarray(split(6).images)
-    keys = jax.random.split(jax.random.key(0), 6)
-    shifted = data.random_shift(keys, images, 1)
-    assert shifted.shape == images.shape
-    assert not np.array_equal(shifted, images)
-    np.testing.assert_array_equal(
-        shifted[4:], data.random_shift(keys[4:], images[4:], 1)
+def test_an_epoch_in_several_calls_is_the_same_to_the_bit(trained):
+    _, whole, parts = trained
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def replicas(recipe, start, images, labels, count):
+    """One train step on `count` simulated devices, compiled without optimization."""
+    copies = jax.tree.map(lambda x: jnp.stack([x] * count), start)
+    cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
+    step = jax.vmap(
+        lambda s, x, y: steps.train_step(recipe, s, x, y), axis_name=state.AXIS
     )
-    assert data.random_shift(keys, images, 0) is images
-    inner = np.asarray(images[0, 1:-1, 1:-1])
-    padded = np.pad(np.asarray(shifted[0]), ((1, 1), (1, 1), (0, 0)))
-    found = [
-        np.array_equal(padded[r : r + 6, c : c + 6], inner)
-        for r in range(5)
-        for c in range(5)
+    step = jax.jit(step, compiler_options=FAST)
+    return jax.tree.map(
+        lambda x: np.asarray(x[0]), step(copies, cut(images), cut(labels))
+    )
+
+
+def test_accumulation_on_one_device_is_the_step_of_many_devices():
+    config = tiny_config()
+    config.model.sync_batch_norm = False
+    config.method.update_interval_epochs = 1e-6  # On every step.
+    config.method.update_start_epochs = 0.0
+    config.distribution = "uniform"
+    experiment = runner.prepare(config)
+    examples = split(64)
+    images = jnp.asarray(examples.images, jnp.float32) / 16
+    start = start_of(experiment)
+    many = replicas(make_recipe(experiment), start, images, examples.labels, 8)
+    one = replicas(
+        make_recipe(experiment, accumulation_steps=8), start, images, examples.labels, 1
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), many, one
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, many.opt_state.masks, one.opt_state.masks
+    )
+    assert int(many.progress.epoch.correct) == int(one.progress.epoch.correct)
+    # It is not the step of the whole batch on one device: batch norm sees parts.
+    whole = replicas(make_recipe(experiment), start, images, examples.labels, 1)
+    kernel = lambda s: s.batch_stats["stem"]["norm"]["var"]
+    np.testing.assert_allclose(kernel(many), kernel(one), rtol=5e-7)
+    assert not np.allclose(kernel(whole), kernel(one), rtol=2e-6, atol=0)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
+    config = tiny_config()
+    config.model.dtype = "bfloat16"
+    experiment = runner.prepare(config)
+    examples = split(16)
+    images = jnp.asarray(examples.images, jnp.float32) / 16
+    start = start_of(experiment)
+    after = replicas(make_recipe(experiment), start, images, examples.labels, 1)
+    for leaf in jax.tree.leaves((after.params, after.batch_stats)):
+        assert leaf.dtype == np.float32
+    full = tiny_config()
+    exact = runner.prepare(full)
+    reference = replicas(make_recipe(exact), start, images, examples.labels, 1)
+    low, high = after.progress.epoch.loss, reference.progress.epoch.loss
+    assert low != high
+    assert low == pytest.approx(high, rel=0.05)
+
+
+class FakeStream:
+    """Batches whose number is written into every pixel."""
+
+    def __init__(self, examples):
+        self.info = INFO
+        self.asked = []
+        self._examples = examples
+
+    def train_batches(self, *, seed, first_step, steps_per_epoch, batch_size):
+        self.asked.append((seed, first_step, steps_per_epoch, batch_size))
+        for step in range(first_step, 1000):
+            chosen = (np.arange(batch_size) + step) % len(self._examples.labels)
+            yield self._examples.images[chosen], self._examples.labels[chosen]
+
+    def test_batches(self, batch_size):
+        n = len(self._examples.labels)
+        for first in range(0, n, batch_size):
+            part = data.Split(*(x[first : first + batch_size] for x in self._examples))
+            laid_out = batches.lay_out(part, batch_size, 1)
+            yield tuple(self._pad(x[0, 0], batch_size) for x in laid_out)
+
+    @staticmethod
+    def _pad(x, n):
+        return np.concatenate([x, np.zeros((n - len(x), *x.shape[1:]), x.dtype)])
+
+    def observed_batches(self, examples, batch_size):
+        del examples
+        return self.test_batches(batch_size)
+
+
+def test_a_stream_is_trained_step_by_step_and_evaluated_exactly_once():
+    config = tiny_config(eval_batch_size=20)
+    experiment = runner.prepare(config)
+    stream = FakeStream(split(50))
+    feed = feeds.StreamFeed(config, stream)
+    recipe = make_recipe(experiment)
+    start = start_of(experiment)
+    advance = feed.train(recipe, experiment.plan, 3)
+    assert stream.asked == []  # Nothing is read before it is needed.
+    after = state.unreplicate(advance(state.replicate(start), 4))
+    assert stream.asked == [(0, 3, 21, 64)]
+    assert int(after.step) == 4
+    # 50 examples in batches of 24, because 20 is no multiple of 8 devices.
+    parts = [state.unreplicate(b.include) for b in feed.test()]
+    assert len(parts) == 3
+    variables = variables_of(network())
+    evaluate = evaluation.make_evaluate(network(), INFO)
+    counts = [
+        int(state.unreplicate(evaluate(state.replicate(variables), b)).count)
+        for b in feed.test()
     ]
-    assert any(found)
+    assert sum(counts) == 50
+
+
+def test_augmentation_pads_with_black_crops_and_flips_each_image_by_its_key():
+    images = jnp.asarray(split(40).images + 1)
+    keys = jax.random.split(jax.random.key(0), 40)
+    augmented = augment.augment(keys, images, padding=2, flip=True)
+    assert augmented.shape == images.shape
+    assert augmented.dtype == images.dtype
+    np.testing.assert_array_equal(
+        augmented[30:], augment.augment(keys[30:], images[30:], padding=2, flip=True)
+    )
+    # Each is one of the 25 crops of the padded image or its mirror image.
+    padded = np.pad(np.asarray(images), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    found = []
+    for i, image in enumerate(np.asarray(augmented)):
+        matches = [
+            (r, c, mirrored)
+            for r in range(5)
+            for c in range(5)
+            for mirrored in (False, True)
+            if np.array_equal(
+                image[:, ::-1] if mirrored else image,
+                padded[i, r : r + 8, c : c + 8],
+            )
+        ]
+        assert matches
+        found.append(matches[0])
+    assert {m for _, _, m in found} == {False, True}
+    assert {r for r, _, _ in found} == {c for _, c, _ in found} == set(range(5))
+    assert augment.augment(keys, images, padding=0, flip=False) is images
+
+
+def test_normalization_uses_the_statistics_of_each_channel():
+    info = dataclasses.replace(INFO, mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0))
+    images = jnp.full((1, 2, 2, 3), 5, jnp.uint8)
+    normalized = augment.normalize(info, images)
+    assert normalized.dtype == jnp.float32
+    np.testing.assert_allclose(normalized[0, 0, 0], [4.0, 1.5, 0.5])
 
 
 def test_digits_are_split_by_class_and_the_same_every_time():
-    config = rn_digits.get_config().data
-    one, two = data.load(config), data.load(config)
+    one, two = digits.load(0.25), digits.load(0.25)
     assert one.train.images.shape == (1347, 8, 8, 1)
     assert one.test.labels.shape == (450,)
-    assert one.train.images.dtype == np.float32
+    assert one.train.images.dtype == np.uint8
     np.testing.assert_array_equal(one.test.images, two.test.images)
     assert np.ptp(np.bincount(one.test.labels)) <= 3
-    assert abs(float(one.train.images.mean())) < 1e-4
+    normalized = augment.normalize(one.info, jnp.asarray(one.train.images))
+    assert abs(float(normalized.mean())) < 1e-4
+    assert float(normalized.std()) == pytest.approx(1, abs=1e-4)
 
 
 def test_learning_rate_warms_up_and_ends_at_its_final_value():
@@ -161,6 +340,38 @@ def test_learning_rate_warms_up_and_ends_at_its_final_value():
     plan = runner.prepare(tiny_config()).plan
     flat = methods.learning_rate(tiny_config(), plan)
     assert float(flat(0)) == pytest.approx(config.learning_rate)
+
+
+def test_learning_rate_by_epochs_is_a_staircase():
+    config = tiny_config(learning_rate_changes="every_epoch", epochs=16)
+    config.learning_rate, config.final_learning_rate = 0.1, 4e-8
+    plan = runner.prepare(config).plan
+    rates = np.array([methods.learning_rate(config, plan)(s) for s in range(16 * 21)])
+    epochs = np.arange(16)
+    expected = 4e-8 + (0.1 - 4e-8) * (1 + np.cos(np.pi * epochs / 16)) / 2
+    np.testing.assert_allclose(
+        rates.reshape(16, 21), expected[:, None].repeat(21, 1), rtol=1e-5
+    )
+    config.warmup_epochs = 2.5
+    plan = runner.prepare(config).plan
+    rate = methods.learning_rate(config, plan)
+    warmup = plan.warmup_steps
+    assert float(rate(warmup // 2)) == pytest.approx(0.1 * (warmup // 2) / warmup)
+    assert float(rate(warmup)) == pytest.approx(0.1)
+    assert float(rate(62)) == float(rate(warmup)) > float(rate(63))
+
+
+@pytest.mark.parametrize("decay_on", ["all", "all_but_norm"])
+def test_l2_spares_batch_norms_where_it_is_told_to(decay_on):
+    config = tiny_config("dense", weight_decay=0.5, weight_decay_on=decay_on)
+    config.momentum = 0.0
+    [(_, arm)] = runner.prepare(config).arms
+    params = jax.tree.map(jnp.ones_like, variables_of(network())["params"])
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = arm.tx.update(nothing, arm.tx.init(params), params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        spared = decay_on == "all_but_norm" and "norm" in jax.tree_util.keystr(path)
+        np.testing.assert_allclose(update, 0 if spared else -0.3 * 0.5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int):
-        absl_logging.set_verbosity(absl_logging.ERROR)
-        logging.getLogger("orbax").setLevel(logging.ERROR)
+        # What goes wrong is raised as well, and said in one sentence.
+        absl_logging.set_verbosity(absl_logging.FATAL)
+        logging.getLogger("orbax").setLevel(logging.CRITICAL)
         self._directory = directory.absolute()
         self._manager = self._open(keep)
         self._keep = keep

@@ -1,98 +1,76 @@
-"""Trains one method from wherever it stands to the end."""
+"""Trains one method from wherever it stands to the end.
 
+In a run of several processes all of them go through here together; everything that
+touches the run's directory happens in the primary one and is told to the others.
+"""
+
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from rich.console import Console
 
-import neurrev_jax
 from experiments import config as config_lib
-from experiments.errors import DivergedError, InterruptedRun
-from experiments.methods import Arm, learning_rate
-from experiments.training import data as data_lib
+from experiments.distributed import any_process, on_primary, on_primary_only
+from experiments.errors import DivergedError, InterruptedRun, StorageError, one_line
+from experiments.methods import Arm
 from experiments.training import metrics as metrics_lib
 from experiments.training import state as state_lib
 from experiments.training import steps as steps_lib
 from experiments.training.checkpoints import Checkpoints
+from experiments.training.feeds import Feed
+from experiments.training.measure import Measure, Shared
 from experiments.training.progress import Progress
+from experiments.training.result import make_result
 from experiments.training.signals import StopRequest
 
 RESULT = "result.json"
 
+# Steps of a stream between two looks at the signals.
+_STREAM_CALL = 50
+
+_DIVERGED = (
+    "earlier checkpoints are kept, and nothing from there on. Lower learning_rate or "
+    "add warmup_epochs, and train into another workdir."
+)
+
 
 @dataclasses.dataclass(frozen=True)
-class Shared:
-    """What the methods of an experiment have in common.
+class Task:
+    """One method to train.
 
     Attributes:
-      dataset: training and test set, on the host.
+      config: its resolved config.
+      plan: its durations in steps.
+      arm: the method.
       model: the network.
-      train: the training set, replicated on the devices.
-      test: the test set, divided over the devices.
-      observed: the examples dormant neurons are measured on, divided likewise.
-      evaluate: see `steps.make_evaluate`.
-      observe: see `steps.make_observe`.
+      feed: the data.
+      shared: compiled functions that all methods use.
+      directory: its own directory; created if missing.
     """
 
-    dataset: data_lib.Dataset
+    config: config_lib.Config
+    plan: config_lib.Plan
+    arm: Arm
     model: nn.Module
-    train: Any
-    test: data_lib.Batches
-    observed: data_lib.Batches
-    evaluate: Callable[[Any, data_lib.Batches], steps_lib.EvalSums]
-    observe: Callable[[Any, data_lib.Batches], neurrev_jax.ActivationStats]
+    feed: Feed
+    shared: Shared
+    directory: Path
 
 
-def share(
-    config: config_lib.Config, dataset: data_lib.Dataset, model: nn.Module
-) -> Shared:
-    """Puts the data onto the devices.
-
-    Args:
-      config: a validated config.
-      dataset: training and test set.
-      model: the network.
-
-    Returns:
-      What every method's training uses.
-    """
-    devices = jax.local_device_count()
-    head = data_lib.Split(*(x[: config.dormant.examples] for x in dataset.train))
-    size = config.eval_batch_size
-    return Shared(
-        dataset=dataset,
-        model=model,
-        train=state_lib.replicate(dataset.train),
-        test=state_lib.distribute(data_lib.batches(dataset.test, size, devices)),
-        observed=state_lib.distribute(data_lib.batches(head, size, devices)),
-        evaluate=steps_lib.make_evaluate(model),
-        observe=steps_lib.make_observe(model),
-    )
-
-
-def train_arm(
-    config: config_lib.Config,
-    plan: config_lib.Plan,
-    arm: Arm,
-    shared: Shared,
-    directory: Path,
-    console: Console,
-) -> dict[str, Any]:
+def train_arm(task: Task, console: Console) -> dict[str, Any]:
     """Trains one method, or continues it, and records its result.
 
     Args:
-      config: the resolved config of this method.
-      plan: its durations in steps.
-      arm: the method.
-      shared: data and compiled functions.
-      directory: the method's own directory; created if missing.
+      task: what to train.
       console: where to show progress.
 
     Returns:
@@ -101,193 +79,237 @@ def train_arm(
     Raises:
       DivergedError: if the loss is not finite.
       InterruptedRun: after a termination signal, with the state saved.
+      StorageError: if something cannot be written.
       UsageError: if there are checkpoints and none of them is whole.
     """
-    if (directory / RESULT).exists():
+    config, plan, arm, directory = task.config, task.plan, task.arm, task.directory
+    finished = on_primary(lambda: _read_result(directory))
+    if finished is not None:
         console.print(f"{arm.name}: finished before, in {directory}")
-        return json.loads((directory / RESULT).read_text(encoding="utf-8"))
-    directory.mkdir(parents=True, exist_ok=True)
-    metrics_lib.write_atomically(directory / "config.json", config_lib.to_json(config))
-
-    sample = shared.dataset.train.images[:1]
-    start = state_lib.compile_init(shared.model, arm, sample, config.seed)
-    with (
-        StopRequest() as stop,
-        Checkpoints(directory / "checkpoints", config.checkpoints_to_keep) as saved,
-    ):
+        return finished
+    sample = jnp.zeros((1, *task.feed.info.image_shape), jnp.float32)
+    start = state_lib.compile_init(task.model, arm, sample, config.seed)
+    with StopRequest() as stop, contextlib.ExitStack() as files:
+        saved = on_primary_only(lambda: _open_checkpoints(task, files))
         # Precedence: the newest whole checkpoint, then an older one, then the start.
-        # Metrics after it are dropped, because they are about to be written again.
-        restored, problems = saved.restore(start)
+        state, problems = on_primary(lambda: saved.restore(start))
         for problem in problems:
             console.print(f"[bold yellow]warning:[/] {problem}", soft_wrap=True)
-        state = start if restored is None else restored
+        if state is not None or problems:
+            step = 0 if state is None else int(state.step)
+            epoch = step // plan.steps_per_epoch
+            console.print(f"{arm.name}: continuing after epoch {epoch} (step {step})")
+        state = start if state is None else state
+        # Metrics after the checkpoint are dropped: they are about to be written anew.
         step = int(state.step)
-        if restored is not None or problems:
-            console.print(
-                f"{arm.name}: continuing after epoch "
-                f"{step // plan.steps_per_epoch} (step {step})"
-            )
-        with metrics_lib.MetricsWriter(directory, step) as writer:
-            state = _train_epochs(
-                config, plan, arm, shared, state, (saved, writer, stop, console)
-            )
-    result = _result(arm, state, directory)
-    text = json.dumps(result, indent=2) + "\n"
-    metrics_lib.write_atomically(directory / RESULT, text)
-    return result
+        writer = on_primary_only(
+            lambda: files.enter_context(metrics_lib.MetricsWriter(directory, step))
+        )
+        outputs = Outputs(saved, writer, stop, console)
+        state = _train(task, state, outputs)
+    return on_primary(lambda: _write_result(task, state))
 
 
-def _train_epochs(
-    config: config_lib.Config,
-    plan: config_lib.Plan,
-    arm: Arm,
-    shared: Shared,
-    state: state_lib.TrainState,
-    outputs: tuple[Checkpoints, metrics_lib.MetricsWriter, StopRequest, Console],
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """Where training leaves what it produces.
+
+    Attributes:
+      checkpoints: of this method; of use in the primary process only.
+      writer: of its metrics; likewise.
+      stop: whether a signal asked to stop.
+      console: where to show progress.
+    """
+
+    checkpoints: Any
+    writer: Any
+    stop: StopRequest
+    console: Console
+
+    def write(self, values: dict[str, Any], timing: dict[str, float]) -> None:
+        """Writes an epoch's line; in the primary process only, like the next two."""
+        self.writer.write(values, timing)
+
+    def write_steps(self, line: dict[str, Any]) -> None:
+        """Writes a line of the step log."""
+        self.writer.write_steps(line)
+
+    def save(self, step: int, state: state_lib.TrainState) -> None:
+        """Saves a checkpoint."""
+        self.checkpoints.save(step, state)
+
+
+def _train(
+    task: Task, state: state_lib.TrainState, outputs: Outputs
 ) -> state_lib.TrainState:
-    saved, writer, stop, console = outputs
-    train_epoch = steps_lib.make_train_epoch(
-        shared.model,
-        arm,
-        steps=plan.steps_per_epoch,
-        batch_size=config.batch_size,
-        shift_pixels=config.data.shift_pixels,
+    config, plan, arm = task.config, task.plan, task.arm
+    length = plan.steps_per_epoch
+    step = int(state.step)
+    recipe = steps_lib.Recipe(
+        model=task.model,
+        arm=arm,
+        info=task.feed.info,
+        accumulation_steps=config.accumulation_steps,
+        label_smoothing=config.label_smoothing,
+        crop_padding=config.data.crop_padding,
+        flip=config.data.flip,
+        steps_per_epoch=length,
+        log_every_steps=config.log_every_steps or length,
     )
-    measure = _make_measure(config, plan, arm, shared)
+    advance = task.feed.train(recipe, plan, step)
+    measure = Measure(config, plan, arm, task.feed, task.shared)
     replicated = state_lib.replicate(state)
-    done = int(state.step) // plan.steps_per_epoch
-    seconds = []
-    with Progress(console, arm.name, config.epochs, done) as progress:
-        for epoch in range(done + 1, config.epochs + 1):
-            began = time.perf_counter()
-            replicated, trained = train_epoch(replicated, shared.train, epoch - 1)
-            trained = state_lib.unreplicate(trained)
-            state = state_lib.unreplicate(replicated)
-            _require_finite(trained.loss, arm.name, epoch, plan.steps_per_epoch)
-            values = measure(epoch, state, replicated, trained)
-            seconds.append(time.perf_counter() - began)
-            writer.write(
-                values,
-                {
-                    "seconds": seconds[-1],
-                    "examples_per_second": plan.steps_per_epoch
-                    * config.batch_size
-                    / seconds[-1],
-                },
-            )
-            is_last = epoch == config.epochs
+    clock = _Clock(time.perf_counter(), step)
+    with Progress(outputs.console, arm.name, plan, step) as progress:
+        while step < plan.total_steps:
+            goal = next_stop(config, plan, step)
+            replicated = advance(replicated, goal - step)
+            trained = state_lib.unreplicate(replicated.progress)
+            step = goal
+            _require_finite(trained, arm.name, length)
+            is_last = step == plan.total_steps
+            stopping = any_process(outputs.stop.requested) and not is_last
+            if step % length == 0:
+                state = state_lib.unreplicate(replicated)
+                values = measure.epoch(state, replicated, trained.epoch)
+                timing = clock.lap(step, config.batch_size)
+                with _storage_errors(task):
+                    on_primary(outputs.write, values, timing)
+                progress.epoch(values, clock.left(plan.total_steps))
+            if config.log_every_steps and step % config.log_every_steps == 0:
+                line = measure.steps(step, trained.window)
+                with _storage_errors(task):
+                    on_primary(outputs.write_steps, line)
+                progress.steps(line)
             # Only after its metrics, so that a checkpoint implies them.
-            if is_last or stop.requested or epoch % config.checkpoint_every_epochs == 0:
-                saved.save(int(state.step), state)
-            # The first epoch of a process is mostly compilation: no basis for a guess.
-            typical = float(np.mean(seconds[1:])) if seconds[1:] else None
-            left = None if typical is None else typical * (config.epochs - epoch)
-            progress.update(values, left)
-            if stop.requested and not is_last:
+            if stopping or _is_checkpoint_due(config, plan, step):
+                state = state_lib.unreplicate(replicated)
+                _require_finite_state(state, arm.name)
+                with _storage_errors(task):
+                    on_primary(outputs.save, step, state)
+            if stopping:
                 raise InterruptedRun(
-                    f"{arm.name}: stopped by SIGTERM after epoch {epoch} of "
-                    f"{config.epochs}, state saved; the same command continues."
+                    f"{arm.name}: stopped by SIGTERM at step {step} of "
+                    f"{plan.total_steps} (epoch {step / length:.2f} of {plan.epochs}), "
+                    "state saved; the same command continues."
                 )
-    return state
+    return state_lib.unreplicate(replicated)
 
 
-def _make_measure(
-    config: config_lib.Config,
-    plan: config_lib.Plan,
-    arm: Arm,
-    shared: Shared,
-) -> Callable[..., dict[str, Any]]:
-    """What is measured after an epoch: one line of `metrics.jsonl`."""
-    forward_variables = steps_lib.make_forward_variables(arm)
-    updates = arm.topology_updates(plan.total_steps)
-    rate_of_step = learning_rate(config, plan)
-    trained_examples = plan.steps_per_epoch * config.batch_size
+def next_stop(config: config_lib.Config, plan: config_lib.Plan, step: int) -> int:
+    """The next step after which training returns to the host.
 
-    def rates(stats: neurrev_jax.ActivationStats, where: Any = None) -> Any:
-        return neurrev_jax.dormant_rate(
-            stats, config.dormant.criterion, config.dormant.threshold, where=where
-        )
+    Args:
+      config: a validated config.
+      plan: its durations in steps.
+      step: steps so far, less than all.
 
-    def measure(
-        epoch: int, state: state_lib.TrainState, replicated: Any, trained: Any
-    ) -> dict[str, Any]:
-        variables = forward_variables(replicated)
-        sums = state_lib.unreplicate(shared.evaluate(variables, shared.test))
-        step = int(state.step)
-        summary = arm.summarize(state.params, state.opt_state)
-        values = {
-            "epoch": epoch,
-            "step": step,
-            "learning_rate": np.asarray(rate_of_step(step - 1)).item(),
-            "train_loss": float(np.mean(trained.loss)),
-            "train_accuracy": int(trained.correct.sum()) / trained_examples,
-            "test_loss": float(sums.loss) / int(sums.count),
-            "test_accuracy": int(sums.correct) / int(sums.count),
-            "sparsity": summary.total.sparsity,
-            "topology_updates": int(updates[step]),
+    Returns:
+      The step at which an epoch ends, something is to be written, or the longest
+      allowed call is over, whichever comes first.
+    """
+    longest = config.steps_per_call or (
+        _STREAM_CALL if config_lib.is_streamed(config.data) else plan.steps_per_epoch
+    )
+    intervals = (
+        plan.steps_per_epoch,
+        config.log_every_steps,
+        config.checkpoint_every_steps,
+    )
+    stops = [(step // every + 1) * every for every in intervals if every]
+    return min(step + longest, *stops)
+
+
+def _is_checkpoint_due(
+    config: config_lib.Config, plan: config_lib.Plan, step: int
+) -> bool:
+    every = config.checkpoint_every_epochs * plan.steps_per_epoch
+    besides = config.checkpoint_every_steps
+    return (
+        step == plan.total_steps
+        or step % every == 0
+        or (besides is not None and step % besides == 0)
+    )
+
+
+class _Clock:
+    """Time per epoch, and an estimate of what is left."""
+
+    def __init__(self, now: float, step: int):
+        self._began, self._step = now, step
+        self._laps: list[float] = []  # Seconds per step.
+
+    def lap(self, step: int, batch_size: int) -> dict[str, float]:
+        """Ends a lap at a step: what `timing.jsonl` holds of it."""
+        now = time.perf_counter()
+        seconds, steps = now - self._began, step - self._step
+        self._laps.append(seconds / steps)
+        self._began, self._step = now, step
+        return {
+            "seconds": seconds,
+            "examples_per_second": steps * batch_size / seconds,
         }
-        if epoch % config.dormant.every_epochs == 0 or epoch == config.epochs:
-            stats = state_lib.unreplicate(shared.observe(variables, shared.observed))
-            every = rates(stats)
-            # Channels after an addition can be kept alive by the shortcut alone.
-            inner = rates(stats, lambda path: path.endswith("relu_1"))
-            values["dormant_rate"] = float(every.overall)
-            values["dormant_rate_inner"] = float(inner.overall)
-            values["dormant_rate_by_layer"] = {
-                path: float(rate) for path, rate in every.layers.items()
-            }
-        return values
 
-    return measure
+    def left(self, total_steps: int) -> float | None:
+        """Seconds until the end; None while it is anybody's guess."""
+        # The first lap of a process is mostly compilation.
+        if not self._laps[1:]:
+            return None
+        return float(np.mean(self._laps[1:])) * (total_steps - self._step)
 
 
-def _require_finite(
-    losses: np.ndarray, name: str, epoch: int, steps_per_epoch: int
-) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        step = (epoch - 1) * steps_per_epoch + int(bad[0]) + 1
+def _require_finite(progress: Any, name: str, steps_per_epoch: int) -> None:
+    step = int(progress.bad_step)
+    if not step:
+        return
+    epoch = (step - 1) // steps_per_epoch + 1
+    raise DivergedError(
+        f"{name}: the loss became infinite or NaN at step {step} (epoch {epoch}); "
+        f"{_DIVERGED}"
+    )
+
+
+def _require_finite_state(state: state_lib.TrainState, name: str) -> None:
+    """A loss is that of the parameters before the step; these are those after it."""
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
         raise DivergedError(
-            f"{name}: the loss became {losses[bad[0]]} at step {step} (epoch {epoch}); "
-            "checkpoints of earlier epochs are kept, and nothing of this one. Lower "
-            "learning_rate or add warmup_epochs, and train into another workdir."
+            f"{name}: a parameter became infinite or NaN before step "
+            f"{int(state.step)} was over; {_DIVERGED}"
         )
 
 
-def _result(arm: Arm, state: state_lib.TrainState, directory: Path) -> dict[str, Any]:
-    lines = metrics_lib.read_lines(directory / metrics_lib.METRICS)
-    timing = metrics_lib.read_lines(directory / metrics_lib.TIMING)
-    last = lines[-1]
-    best = max(lines, key=lambda line: line["test_accuracy"])
-    summary = arm.summarize(state.params, state.opt_state)
-    return {
-        "method": arm.name,
-        "test_accuracy": last["test_accuracy"],
-        "best_test_accuracy": best["test_accuracy"],
-        "best_epoch": best["epoch"],
-        "sparsity": summary.total.sparsity,
-        "active_weights": summary.total.active,
-        "weights": summary.total.size,
-        "dormant_rate": last["dormant_rate"],
-        "dormant_rate_inner": last["dormant_rate_inner"],
-        "topology_updates": last["topology_updates"],
-        "epochs": last["epoch"],
-        "steps": last["step"],
-        "seconds": sum(line["seconds"] for line in timing),
-        "layers": [
-            {
-                "path": layer.path,
-                "shape": list(layer.shape),
-                "size": layer.size,
-                "active": layer.active,
-                "sparsity": layer.sparsity,
-            }
-            for layer in sorted(summary, key=_depth)
-        ],
-    }
+@contextlib.contextmanager
+def _storage_errors(task: Task) -> Iterator[None]:
+    """Turns whatever writing raises into one sentence."""
+    try:
+        yield
+    # TensorStore and Orbax raise errors of several kinds for a full disk.
+    except Exception as error:
+        raise StorageError(
+            f"{task.arm.name}: cannot write in {task.directory} "
+            f"({one_line(error)[:200]}); the checkpoints there are kept. Make room, or "
+            "make it writable, and give the same command to continue."
+        ) from error
 
 
-def _depth(layer: neurrev_jax.LayerSummary) -> tuple[int, str]:
-    """Sorts layers roughly from input to output; the tree has them by name."""
-    first = layer.path.split("/")[0]
-    return {"stem": 0, "classifier": 2}.get(first, 1), layer.path
+def _open_checkpoints(task: Task, files: contextlib.ExitStack) -> Checkpoints:
+    with _storage_errors(task):
+        task.directory.mkdir(parents=True, exist_ok=True)
+        text = config_lib.to_json(task.config)
+        metrics_lib.write_atomically(task.directory / "config.json", text)
+        keep = task.config.checkpoints_to_keep
+        return files.enter_context(Checkpoints(task.directory / "checkpoints", keep))
+
+
+def _read_result(directory: Path) -> dict[str, Any] | None:
+    path = directory / RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _write_result(task: Task, state: state_lib.TrainState) -> dict[str, Any]:
+    result = make_result(task.arm, state, task.directory)
+    with _storage_errors(task):
+        text = json.dumps(result, indent=2) + "\n"
+        metrics_lib.write_atomically(task.directory / RESULT, text)
+    return result

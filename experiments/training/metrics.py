@@ -1,18 +1,20 @@
 """Metrics on disk: lines of JSON, and TensorBoard's event files.
 
 `metrics.jsonl` holds only what a rerun reproduces, so that two runs can be compared
-byte by byte; the time each epoch took goes to `timing.jsonl`.
+byte by byte; the time each epoch took goes to `timing.jsonl`. `steps.jsonl` is there
+where the config asks for lines within epochs.
 """
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tensorboardX
 
 METRICS = "metrics.jsonl"
 TIMING = "timing.jsonl"
+STEPS = "steps.jsonl"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -63,11 +65,13 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: Path, after_step: int):
-        for name in (METRICS, TIMING):
+        for name in (METRICS, TIMING, STEPS):
             path = directory / name
             if path.exists():
                 kept = [line for line in read_lines(path) if line["step"] <= after_step]
                 write_atomically(path, "".join(_dump(line) for line in kept))
+        self._directory = directory
+        self._steps: TextIO | None = None
         self._metrics = (directory / METRICS).open("a", encoding="utf-8")
         self._timing = (directory / TIMING).open("a", encoding="utf-8")
         # TensorBoard itself forgets events from `purge_step` on.
@@ -87,17 +91,33 @@ class MetricsWriter:
         self._metrics.write(_dump(metrics))
         self._timing.write(_dump({"epoch": epoch, "step": step, **timing}))
         for file in (self._metrics, self._timing):
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in _scalars({**metrics, **timing}):
+            _flush(file)
+        self._add_events("", {**metrics, **timing}, step)
+
+    def write_steps(self, line: dict[str, Any]) -> None:
+        """Writes the values of a stretch of steps and waits until they are on disk.
+
+        Args:
+          line: with ``step`` and ``epoch``.
+        """
+        if self._steps is None:
+            self._steps = (self._directory / STEPS).open("a", encoding="utf-8")
+        self._steps.write(_dump(line))
+        _flush(self._steps)
+        self._add_events("steps/", line, line["step"])
+
+    def _add_events(self, prefix: str, values: dict[str, Any], step: int) -> None:
+        for name, value in _scalars(values):
             if name not in ("step", "epoch"):
-                self._events.add_scalar(name, value, step)
+                self._events.add_scalar(prefix + name, value, step)
         self._events.flush()
 
     def close(self) -> None:
         """Closes the files."""
         self._metrics.close()
         self._timing.close()
+        if self._steps is not None:
+            self._steps.close()
         self._events.close()
 
     def __enter__(self) -> "MetricsWriter":
@@ -105,6 +125,11 @@ class MetricsWriter:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+
+def _flush(file: TextIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _dump(line: dict[str, Any]) -> str:

@@ -5,10 +5,16 @@ from typing import Any
 from rich import progress
 from rich.console import Console
 
+from experiments.config import Plan
 
-def make_console() -> Console:
-    """A console; where the width is not known, wide enough for the tables."""
-    console = Console(highlight=False, soft_wrap=False)
+
+def make_console(quiet: bool = False) -> Console:
+    """A console; where the width is not known, wide enough for the tables.
+
+    Args:
+      quiet: whether it shows nothing at all.
+    """
+    console = Console(highlight=False, soft_wrap=False, quiet=quiet)
     if not console.is_terminal:
         console.width = 110
     return console
@@ -20,13 +26,13 @@ class Progress:
     Args:
       console: where to show it.
       name: the method.
-      epochs: epochs of the run.
-      done: epochs trained before this process started.
+      plan: durations in steps.
+      step: steps trained before this process started.
     """
 
-    def __init__(self, console: Console, name: str, epochs: int, done: int):
-        self._console, self._name, self._epochs = console, name, epochs
-        self._every = max(1, epochs // 8)
+    def __init__(self, console: Console, name: str, plan: Plan, step: int):
+        self._console, self._name, self._plan = console, name, plan
+        self._every = max(1, plan.epochs // 8)
         self._bar = progress.Progress(
             progress.TextColumn("{task.description:<8}"),
             progress.BarColumn(bar_width=24),
@@ -37,10 +43,29 @@ class Progress:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(
-            name, total=epochs, completed=done, values="compiling"
+            name,
+            total=plan.epochs,
+            completed=step // plan.steps_per_epoch,
+            values="compiling",
         )
 
-    def update(self, metrics: dict[str, Any], seconds_left: float | None) -> None:
+    def steps(self, line: dict[str, Any]) -> None:
+        """Shows a line of the step log.
+
+        Args:
+          line: a line of `steps.jsonl`.
+        """
+        values = (
+            f"step {line['step']}  loss {line['train_loss']:.4f}  "
+            f"train accuracy {100 * line['train_accuracy']:5.2f} %"
+        )
+        if self._console.is_terminal:
+            self._bar.update(self._task, values=values)
+        else:
+            total = self._plan.total_steps
+            self._console.print(f"{self._name}: {values}  ({total} steps in all)")
+
+    def epoch(self, metrics: dict[str, Any], seconds_left: float | None) -> None:
         """Shows one epoch's values.
 
         Args:
@@ -55,10 +80,10 @@ class Progress:
         )
         if self._console.is_terminal:
             self._bar.update(self._task, completed=epoch, values=values)
-        elif epoch % self._every == 0 or epoch in (1, self._epochs):
+        elif epoch % self._every == 0 or epoch in (1, self._plan.epochs):
             left = "" if seconds_left is None else f"  {seconds_left:.0f} s left"
             self._console.print(
-                f"{self._name}: epoch {epoch}/{self._epochs}  {values}{left}"
+                f"{self._name}: epoch {epoch}/{self._plan.epochs}  {values}{left}"
             )
 
     def __enter__(self) -> "Progress":

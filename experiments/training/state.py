@@ -13,6 +13,32 @@ AXIS = "batch"
 """Name of the axis that training is mapped over: the replicas."""
 
 
+class Sums(NamedTuple):
+    """Sums over the steps of a stretch of training so far.
+
+    Attributes:
+      loss: summed mean losses, float32[].
+      correct: correctly classified examples, int32[].
+    """
+
+    loss: Any
+    correct: Any
+
+
+class Progress(NamedTuple):
+    """What is reported of training, kept with the state so that no stop loses it.
+
+    Attributes:
+      epoch: sums since the epoch began.
+      window: sums since the last line of the step log.
+      bad_step: the first step whose loss was not finite, int32[]; 0 for none.
+    """
+
+    epoch: Sums
+    window: Sums
+    bad_step: Any
+
+
 class TrainState(NamedTuple):
     """Everything a run needs to continue; arrays only.
 
@@ -22,6 +48,7 @@ class TrainState(NamedTuple):
       batch_stats: running statistics of batch norm, a nested dict.
       opt_state: optimizer state, with the masks inside.
       key: threefry key data, uint32[2]; constant, folded with the epoch.
+      progress: losses and accuracies so far.
     """
 
     step: Any
@@ -29,6 +56,12 @@ class TrainState(NamedTuple):
     batch_stats: Any
     opt_state: Any
     key: Any
+    progress: Progress
+
+
+def no_sums() -> Sums:
+    """Sums over no step."""
+    return Sums(jnp.float32(0), jnp.int32(0))
 
 
 def init_state(model: nn.Module, arm: Arm, images: jax.Array, seed: int) -> TrainState:
@@ -55,6 +88,7 @@ def init_state(model: nn.Module, arm: Arm, images: jax.Array, seed: int) -> Trai
         batch_stats=variables.get("batch_stats", {}),
         opt_state=opt_state,
         key=jax.random.key_data(jax.random.fold_in(run_key, 1)),
+        progress=Progress(no_sums(), no_sums(), jnp.int32(0)),
     )
 
 
@@ -104,5 +138,10 @@ def distribute(tree: Any) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy, as NumPy arrays."""
-    return jax.tree.map(lambda x: np.asarray(x[0]), tree)
+    """The copy of the first local device, as NumPy arrays."""
+
+    def first(x: Any) -> np.ndarray:
+        # Indexing would gather the array from all devices first.
+        return np.asarray(x.addressable_shards[0].data)[0]
+
+    return jax.tree.map(first, tree)

@@ -1,12 +1,14 @@
 """The pure train step, and the functions compiled around it.
 
 Everything here runs inside `jax.pmap` over an axis named `AXIS`, on one device as
-on many. Shape letters: D devices, T steps of an epoch, B examples of a batch on one
-device, K classes.
+on many, in one process as in many. Shape letters: D local devices, T steps of a
+call, A parts of an accumulated batch, B examples of a batch on one device, K
+classes.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,215 +16,216 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-import neurrev_jax
+from experiments.data.augment import augment, normalize
+from experiments.data.base import DataInfo, Split
 from experiments.methods import Arm
-from experiments.training import data as data_lib
-from experiments.training.state import AXIS, TrainState
-from neurrev_jax import models
+from experiments.training.state import AXIS, Progress, Sums, TrainState, no_sums
 
 
-class StepMetrics(NamedTuple):
-    """One step's metrics over all devices.
-
-    Attributes:
-      loss: mean cross-entropy, float32[].
-      correct: correctly classified examples, int32[].
-    """
-
-    loss: jax.Array
-    correct: jax.Array
-
-
-class EvalSums(NamedTuple):
-    """Sums over a whole split, each example counted once.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a train step is made of, apart from state and data.
 
     Attributes:
-      loss: summed cross-entropy, float32[].
-      correct: correctly classified examples, int32[].
-      count: examples, int32[].
+      model: the network.
+      arm: the method.
+      info: facts about the data.
+      accumulation_steps: A.
+      label_smoothing: probability mass spread over all classes, in [0, 1).
+      crop_padding: see `augment`.
+      flip: see `augment`.
+      steps_per_epoch: after so many steps the sums of an epoch start anew.
+      log_every_steps: after so many steps the sums of the step log start anew.
     """
 
-    loss: jax.Array
-    correct: jax.Array
-    count: jax.Array
+    model: nn.Module
+    arm: Arm
+    info: DataInfo
+    accumulation_steps: int = 1
+    label_smoothing: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+    steps_per_epoch: int = 1
+    log_every_steps: int = 1
 
 
 def train_step(
-    model: nn.Module,
-    arm: Arm,
-    state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
-) -> tuple[TrainState, StepMetrics]:
+    recipe: Recipe, state: TrainState, images: jax.Array, labels: jax.Array
+) -> TrainState:
     """One optimizer step on one batch.
 
-    Gradients and batch statistics are averaged over the replicas before the
-    sparse transformation sees them, so every device ends with identical masks.
+    Gradients and batch statistics are averaged over the parts of the batch and over
+    the replicas before the sparse transformation sees them, so every device ends
+    with identical masks. A part on one device is to batch norm what a whole batch is
+    on a replica of its own: A parts on one device and one part on each of A devices
+    are the same step, unless batch norm takes its statistics over all devices.
 
     Args:
-      model: the network.
-      arm: the method.
+      recipe: network, method and the like.
       state: the state of this replica.
-      images: [B, H, W, C].
+      images: [B, H, W, C] float32, normalized; A divides B.
       labels: [B].
 
     Returns:
-      (new state, metrics over all replicas).
+      The new state.
     """
+    parts = recipe.accumulation_steps
 
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    def loss_fn(params: Any, part: tuple[jax.Array, jax.Array]) -> Any:
+        images, labels = part
         variables = {
-            "params": arm.effective_params(params, state.opt_state),
+            "params": recipe.arm.effective_params(params, state.opt_state),
             "batch_stats": state.batch_stats,
         }
-        logits, new = model.apply(
+        logits: Any
+        logits, new = recipe.model.apply(
             variables, images, train=True, mutable=["batch_stats"]
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses), (logits, new["batch_stats"])
+        losses = cross_entropy(logits, labels, recipe.label_smoothing)
+        correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
+        return jnp.mean(losses), (correct, new["batch_stats"])
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
-    )
+    def of_part(part: tuple[jax.Array, jax.Array]) -> Any:
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params, part)
+
+    if parts == 1:
+        (loss, (correct, batch_stats)), grads = of_part((images, labels))
+    else:
+        cut = jax.tree.map(
+            lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]),
+            (images, labels),
+        )
+        summed, _ = lax.scan(
+            lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(part)), None),
+            jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype),
+                jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], cut)),
+            ),
+            cut,
+        )
+        (loss, (correct, batch_stats)), grads = summed
+        loss, batch_stats, grads = jax.tree.map(
+            lambda x: x / parts, (loss, batch_stats, grads)
+        )
     grads, batch_stats, loss = lax.pmean((grads, batch_stats, loss), AXIS)
-    updates, opt_state = arm.tx.update(grads, state.opt_state, state.params)
-    correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
-    new_state = TrainState(
+    correct = lax.psum(correct, AXIS)
+    updates, opt_state = recipe.arm.tx.update(grads, state.opt_state, state.params)
+    return TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
         key=state.key,
+        progress=_count(recipe, state, Sums(loss, correct)),
     )
-    return new_state, StepMetrics(loss, lax.psum(correct, AXIS))
 
 
-def make_train_epoch(
-    model: nn.Module, arm: Arm, *, steps: int, batch_size: int, shift_pixels: int
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """Compiles a pass over data that lies on the devices into one call.
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+    """Cross-entropy of each example, in float32.
+
+    Args:
+      logits: [B, K], any floating type.
+      labels: [B].
+      smoothing: probability mass spread evenly over all classes.
+
+    Returns:
+      [B] float32.
+    """
+    logits = logits.astype(jnp.float32)
+    hard = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not smoothing:
+        return hard
+    spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+    return (1 - smoothing) * hard + smoothing * spread
+
+
+def _count(recipe: Recipe, state: TrainState, new: Sums) -> Progress:
+    """Adds one step to what is reported."""
+    old = state.progress
+
+    def add(sums: Sums, every: int) -> Sums:
+        is_first = state.step % every == 0
+        kept = jax.tree.map(lambda z, x: jnp.where(is_first, z, x), no_sums(), sums)
+        return jax.tree.map(jnp.add, kept, new)
+
+    is_bad = ~jnp.isfinite(new.loss) & (old.bad_step == 0)
+    return Progress(
+        epoch=add(old.epoch, recipe.steps_per_epoch),
+        window=add(old.window, recipe.log_every_steps),
+        bad_step=jnp.where(is_bad, state.step + 1, old.bad_step),
+    )
+
+
+def make_train_on_memory(recipe: Recipe, batch_size: int) -> Callable[..., TrainState]:
+    """Compiles training on data that lie on the devices: many steps are one call.
 
     The order of the examples comes from the run's key folded with the epoch; it is
     drawn for the whole batch and then divided, so it is the same for any number of
     devices. What does not fill a batch is left out, in every epoch something else.
 
     Args:
-      model: the network.
-      arm: the method.
-      steps: T.
-      batch_size: examples of a batch over all devices, a multiple of D.
-      shift_pixels: see `data.random_shift`.
+      recipe: network, method and the like.
+      batch_size: examples of a batch over all devices, a multiple of their number
+        and of A times it.
 
     Returns:
-      ``epoch(state, split, number) -> (state, StepMetrics of [D, T])``, with state
-      and split replicated; the state passed in is given up.
+      ``train(state, split, steps) -> state`` with state and split replicated; the
+      state passed in is given up. The steps must not go past the end of an epoch;
+      how an epoch is divided into calls makes no difference to the result, and any
+      number of steps is the same compiled program.
     """
     per_device = batch_size // jax.device_count()
+    length = recipe.steps_per_epoch
 
-    def train_epoch(
-        state: TrainState, split: data_lib.Split, number: jax.Array
-    ) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
-        order_key, shift_key = jax.random.split(key)
+    def train(state: TrainState, split: Split, steps: jax.Array) -> TrainState:
+        epoch = state.step // length
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), epoch)
+        order_key, augment_key = jax.random.split(key)
         order = jax.random.permutation(order_key, split.labels.shape[0])
-        order = order[: steps * batch_size].reshape(steps, batch_size)
+        order = order[: length * batch_size].reshape(length, batch_size)
         start = lax.axis_index(AXIS) * per_device
 
         def mine(batch: jax.Array) -> jax.Array:
             return lax.dynamic_slice_in_dim(batch, start, per_device)
 
-        def body(state: TrainState, inputs: Any) -> tuple[TrainState, StepMetrics]:
-            step, order = inputs
-            keys = jax.random.split(jax.random.fold_in(shift_key, step), batch_size)
-            images = jnp.take(split.images, mine(order), axis=0)
-            images = data_lib.random_shift(mine(keys), images, shift_pixels)
-            labels = jnp.take(split.labels, mine(order), axis=0)
-            return train_step(model, arm, state, images, labels)
-
-        return lax.scan(body, state, (jnp.arange(steps), order))
-
-    return jax.pmap(train_epoch, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
-
-
-def make_forward_variables(arm: Arm) -> Callable[[TrainState], Any]:
-    """Compiles the step from a state to the variables of a forward pass.
-
-    Args:
-      arm: the method.
-
-    Returns:
-      ``variables(state) -> {"params", "batch_stats"}``, replicated as the state is.
-    """
-
-    def variables(state: TrainState) -> Any:
-        return {
-            "params": arm.effective_params(state.params, state.opt_state),
-            "batch_stats": state.batch_stats,
-        }
-
-    return jax.pmap(variables, axis_name=AXIS)
-
-
-def make_evaluate(
-    model: nn.Module,
-) -> Callable[[Any, data_lib.Batches], EvalSums]:
-    """Compiles evaluation, the same for all methods.
-
-    Args:
-      model: the network.
-
-    Returns:
-      ``evaluate(variables, batches) -> EvalSums of [D]`` (equal on all devices).
-    """
-
-    def evaluate(variables: Any, batches: data_lib.Batches) -> EvalSums:
-        def body(sums: EvalSums, batch: data_lib.Batches) -> tuple[EvalSums, None]:
-            logits: Any = model.apply(variables, batch.images, train=False)
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits, batch.labels
+        def body(_: jax.Array, state: TrainState) -> TrainState:
+            step = state.step - epoch * length
+            keys = jax.random.split(jax.random.fold_in(augment_key, step), batch_size)
+            chosen = mine(order[step])
+            images = augment(
+                mine(keys),
+                jnp.take(split.images, chosen, axis=0),
+                padding=recipe.crop_padding,
+                flip=recipe.flip,
             )
-            hits = (jnp.argmax(logits, axis=-1) == batch.labels) & batch.include
-            return EvalSums(
-                sums.loss + jnp.sum(jnp.where(batch.include, losses, 0.0)),
-                sums.correct + jnp.sum(hits, dtype=jnp.int32),
-                sums.count + jnp.sum(batch.include, dtype=jnp.int32),
-            ), None
+            labels = jnp.take(split.labels, chosen, axis=0)
+            return train_step(recipe, state, normalize(recipe.info, images), labels)
 
-        zero = EvalSums(jnp.float32(0), jnp.int32(0), jnp.int32(0))
-        sums, _ = lax.scan(body, zero, batches)
-        return lax.psum(sums, AXIS)
+        return lax.fori_loop(0, steps, body, state)
 
-    return jax.pmap(evaluate, axis_name=AXIS)
+    return jax.pmap(train, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=0)
 
 
-def make_observe(
-    model: nn.Module,
-) -> Callable[[Any, data_lib.Batches], neurrev_jax.ActivationStats]:
-    """Compiles the statistics of every activation over a set of examples.
+def make_train_on_batch(
+    recipe: Recipe,
+) -> Callable[..., tuple[TrainState, jax.Array]]:
+    """Compiles one step on a batch that comes from the host.
 
     Args:
-      model: the network.
+      recipe: network, method and the like.
 
     Returns:
-      ``observe(variables, batches) -> ActivationStats`` with a leading D axis
-      (equal on all devices).
+      ``train(state, images, labels) -> (state, step)`` with images [D, B, H, W, C]
+      uint8 and labels [D, B]; the state passed in is given up. The call returns
+      before the step is done; the number of the step, [D], is there when it is.
     """
 
-    def activations(variables: Any, images: jax.Array) -> Any:
-        _, seen = model.apply(
-            variables, images, train=False, mutable=[models.ACTIVATIONS]
-        )
-        return seen[models.ACTIVATIONS]
+    def train(
+        state: TrainState, images: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        state = train_step(recipe, state, normalize(recipe.info, images), labels)
+        return state, state.step
 
-    def observe(
-        variables: Any, batches: data_lib.Batches
-    ) -> neurrev_jax.ActivationStats:
-        def body(stats: Any, batch: data_lib.Batches) -> tuple[Any, None]:
-            maps = activations(variables, batch.images)
-            return neurrev_jax.observe_activations(stats, maps, batch.include), None
-
-        shapes = jax.eval_shape(activations, variables, batches.images[0])
-        stats, _ = lax.scan(body, neurrev_jax.init_activation_stats(shapes), batches)
-        return neurrev_jax.all_reduce_activations(stats, AXIS)
-
-    return jax.pmap(observe, axis_name=AXIS)
+    return jax.pmap(train, axis_name=AXIS, donate_argnums=0)

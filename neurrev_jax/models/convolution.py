@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from neurrev_jax.models.depthwise import convolve_depthwise
+
 Convolution = Callable[..., jax.Array]
 """Whatever is called like `jax.lax.conv_general_dilated`."""
 
@@ -38,21 +40,24 @@ def loop_convolution(
     expresses by permuted dimension numbers, fall back to scalar code. Here the same
     gradients are written with explicit transpositions, in the layout that is fast
     everywhere; that made a scanned training step of a small ResNet about 40 times
-    faster. Elsewhere than in loops on a CPU there is nothing to gain. Only
-    reverse-mode differentiation is supported.
+    faster. A depthwise convolution, which XLA's CPU compiler has no fast kernel for
+    anywhere, becomes a sum of shifted products (see the module `depthwise`). Elsewhere
+    than on a CPU there is nothing to gain. Only reverse-mode differentiation is
+    supported.
 
-    A convolution of another kind than channels-last, 2-D, undilated and ungrouped
-    with explicit padding goes to `jax.lax.conv_general_dilated` unchanged.
+    A convolution of another kind than channels-last, 2-D and undilated, with explicit
+    padding and one group or as many as it has channels, goes to
+    `jax.lax.conv_general_dilated` unchanged.
 
     Args:
       lhs: [B, H, W, I].
-      rhs: [K, K, I, O].
+      rhs: [K, K, I, O], or [K, K, 1, I] for a depthwise one.
       window_strides: two strides.
       padding: ((low, high), (low, high)), not negative.
       lhs_dilation: None or ones.
       rhs_dilation: None or ones.
       dimension_numbers: as in `jax.lax.conv_general_dilated`.
-      feature_group_count: 1.
+      feature_group_count: 1, or I.
       precision: as in `jax.lax.conv_general_dilated`.
       **kwargs: anything else `jax.lax.conv_general_dilated` takes.
 
@@ -64,11 +69,17 @@ def loop_convolution(
       >>> from neurrev_jax.models import ResNet, loop_convolution
       >>> net = ResNet((1,), (4,), num_classes=3, convolution=loop_convolution)
     """
+    is_depthwise = (
+        lhs.ndim == 4
+        and feature_group_count > 1
+        and rhs.shape[2:] == (1, lhs.shape[3])
+        and feature_group_count == lhs.shape[3]
+    )
     is_plain = (
         lhs.ndim == 4
         and not isinstance(padding, str)
         and all(int(n) == 1 for n in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-        and feature_group_count == 1
+        and (feature_group_count == 1 or is_depthwise)
         and not kwargs
         and dimension_numbers is not None
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
@@ -90,6 +101,8 @@ def loop_convolution(
     strides = (int(window_strides[0]), int(window_strides[1]))
     (top, bottom), (left, right) = padding
     pads = ((int(top), int(bottom)), (int(left), int(right)))
+    if is_depthwise:
+        return convolve_depthwise(lhs, rhs, strides, pads)
     return _convolve(lhs, rhs, strides, pads, precision)
 
 

@@ -1,0 +1,1 @@
+"""From a config's ``data`` section to examples, in memory or as a stream."""

@@ -1,0 +1,25 @@
+"""ResNet-34 on ImageNet-2012: Table C.1 of the paper.
+
+    python -m experiments.main --config=experiments/rn34_imagenet.py --workdir=DIR
+
+Every cell of the table is this command with --config.sparsity=0.8 or 0.9,
+--config.distribution=erk or uniform and --config.method.name=neurrev, set, rigl,
+static or dense; extended training (the 1.5x, 3x and 5x of the table) adds
+--config.training_multiplier=3. NeurRev's update ratio follows the sparsity as in
+Table A.1 (15 and 10 %), unless --config.method.neurrev.update_ratio says otherwise.
+
+Neither its time nor its accuracy has been measured with this library.
+"""
+
+from experiments import config as config_lib
+from experiments.imagenet import imagenet_config
+
+
+def get_config() -> config_lib.Config:
+    """NeurRev at 80 % sparsity (ERK)."""
+    config = imagenet_config()
+    config.model.name = "imagenet_resnet"
+    config.model.block = "basic"
+    config.model.stage_sizes = (3, 4, 6, 3)
+    config.model.widths = (64, 128, 256, 512)
+    return config

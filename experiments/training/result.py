@@ -1,0 +1,58 @@
+"""What a finished method is remembered by: its `result.json`."""
+
+from pathlib import Path
+from typing import Any
+
+import neurrev_jax
+from experiments.methods import Arm
+from experiments.training import metrics as metrics_lib
+from experiments.training.state import TrainState
+
+
+def make_result(arm: Arm, state: TrainState, directory: Path) -> dict[str, Any]:
+    """Puts the result of a method together.
+
+    Args:
+      arm: the method.
+      state: the final state.
+      directory: the method's directory, with its metrics.
+
+    Returns:
+      The result; accuracy is that of the final state, the best is beside it.
+    """
+    lines = metrics_lib.read_lines(directory / metrics_lib.METRICS)
+    timing = metrics_lib.read_lines(directory / metrics_lib.TIMING)
+    last = lines[-1]
+    best = max(lines, key=lambda line: line["test_accuracy"])
+    summary = arm.summarize(state.params, state.opt_state)
+    return {
+        "method": arm.name,
+        "test_accuracy": last["test_accuracy"],
+        "best_test_accuracy": best["test_accuracy"],
+        "best_epoch": best["epoch"],
+        "sparsity": summary.total.sparsity,
+        "active_weights": summary.total.active,
+        "weights": summary.total.size,
+        "dormant_rate": last["dormant_rate"],
+        "dormant_rate_inner": last["dormant_rate_inner"],
+        "topology_updates": last["topology_updates"],
+        "epochs": last["epoch"],
+        "steps": last["step"],
+        "seconds": sum(line["seconds"] for line in timing),
+        "layers": [
+            {
+                "path": layer.path,
+                "shape": list(layer.shape),
+                "size": layer.size,
+                "active": layer.active,
+                "sparsity": layer.sparsity,
+            }
+            for layer in sorted(summary, key=_depth)
+        ],
+    }
+
+
+def _depth(layer: neurrev_jax.LayerSummary) -> tuple[int, str]:
+    """Sorts layers roughly from input to output; the tree has them by name."""
+    first = layer.path.split("/")[0]
+    return {"stem": 0, "classifier": 2}.get(first, 1), layer.path
