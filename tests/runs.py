@@ -78,7 +78,10 @@ class Runner:
     def run(self, workdir, *args, expect=0, **options):
         """Runs the command to its end; returns its output."""
         process = self.start(workdir, *args, **options)
-        out, err = process.communicate(timeout=240)
+        try:
+            out, err = process.communicate(timeout=240)
+        finally:
+            process.kill()
         assert process.returncode == expect, err
         return out, err
 

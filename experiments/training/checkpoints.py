@@ -24,7 +24,8 @@ class Checkpoints:
     """The checkpoints of one method's directory.
 
     Args:
-      directory: where they lie; created if missing.
+      directory: where they lie; created if missing. In a run of several processes
+        only one of them may open it.
       keep: how many of the newest are kept, at least 2.
     """
 
@@ -37,11 +38,26 @@ class Checkpoints:
         self._keep = keep
 
     def _open(self, keep: int) -> ocp.CheckpointManager:
+        # One process alone has everything there is to save; the others are not to be
+        # waited for.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
         # Saving is not asynchronous: what comes after it may rely on it.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
+            max_to_keep=keep,
+            create=False,
+            enable_async_checkpointing=False,
+            multiprocessing_options=alone,
         )
-        return ocp.CheckpointManager(self._directory, options=options)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        handlers = {
+            "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            "meta": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        }
+        return ocp.CheckpointManager(
+            self._directory, options=options, item_handlers=handlers
+        )
 
     def save(self, step: int, state: Any) -> None:
         """Saves a state, unless this step has been saved.

@@ -1,5 +1,6 @@
 """What a finished method is remembered by: its `result.json`."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def make_result(arm: Arm, state: TrainState, directory: Path) -> dict[str, Any]:
     }
 
 
-def _depth(layer: neurrev_jax.LayerSummary) -> tuple[int, str]:
+def _depth(layer: neurrev_jax.LayerSummary) -> tuple[int, list[str | int]]:
     """Sorts layers roughly from input to output; the tree has them by name."""
     first = layer.path.split("/")[0]
-    return {"stem": 0, "classifier": 2}.get(first, 1), layer.path
+    place = {"stem": 0, "layer_1": 0, "classifier": 2}.get(first, 1)
+    # Numbers by value: block_10 comes after block_9.
+    pieces = re.split(r"(\d+)", layer.path)
+    return place, [int(piece) if piece.isdigit() else piece for piece in pieces]
