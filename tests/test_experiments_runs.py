@@ -28,10 +28,17 @@ def runner(request, tmp_path_factory):
     return runs.Runner(request.config.rootpath, tmp_path_factory.mktemp("cache"))
 
 
+# A process that has imported TensorFlow ends with a status of its own.
+WITHOUT_TENSORFLOW = """
+import atexit, os
+atexit.register(lambda: "tensorflow" in sys.modules and os._exit(99))
+"""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(runner, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    out, err = runner.run(workdir)
+    out, err = runner.run(workdir, prelude=WITHOUT_TENSORFLOW)
     return workdir, out, err
 
 

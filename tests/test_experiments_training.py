@@ -8,12 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import neurrev_jax
+from experiments import config as config_lib
 from experiments import methods, rn_digits, runner
 from experiments.analysis import report
 from experiments.data import augment, batches, digits
 from experiments.data import base as data
 from experiments.errors import UsageError
-from experiments.training import evaluation, feeds, metrics, state, steps
+from experiments.training import (
+    evaluation,
+    feeds,
+    loop,
+    metrics,
+    result,
+    state,
+    steps,
+)
 from experiments.training.checkpoints import Checkpoints
 from neurrev_jax import models
 
@@ -483,3 +493,43 @@ def test_results_csv_has_a_row_per_method(tmp_path):
     lines = (tmp_path / "results.csv").read_text().splitlines()
     assert lines == ["method,test_accuracy", "a,0.5", "b,0.5"]
     assert json.loads((tmp_path / "results.json").read_text()) == results
+
+
+@pytest.mark.parametrize(
+    ("fields", "step", "expected"),
+    [
+        ({}, 0, 21),
+        ({}, 20, 21),
+        ({}, 21, 42),
+        ({"steps_per_call": 5}, 0, 5),
+        ({"steps_per_call": 5}, 18, 21),
+        ({"log_every_steps": 8}, 0, 8),
+        ({"log_every_steps": 8}, 16, 21),
+        ({"checkpoint_every_steps": 30}, 21, 30),
+        ({"checkpoint_every_steps": 4, "log_every_steps": 3}, 3, 4),
+    ],
+)
+def test_training_returns_to_the_host_where_something_is_due(fields, step, expected):
+    config = tiny_config(**fields)
+    plan = config_lib.Plan(epochs=4, steps_per_epoch=21, total_steps=84, warmup_steps=0)
+    assert loop.next_stop(config, plan, step) == expected
+
+
+def test_a_stream_returns_to_the_host_often():
+    config = tiny_config()
+    config.data.name, config.data.source = "imagenet2012", "tfds"
+    plan = config_lib.Plan(
+        epochs=2, steps_per_epoch=1251, total_steps=2502, warmup_steps=0
+    )
+    assert loop.next_stop(config, plan, 0) == 50
+    assert loop.next_stop(config, plan, 1240) == 1251
+
+
+def test_layers_are_listed_from_input_to_output():
+    masks = {name: np.array(True) for name in ("stem", "classifier")}
+    masks["stage_1"] = {f"block_{i}": np.array(True) for i in range(1, 12)}
+    params = jax.tree.map(lambda _: jnp.ones((2, 2)), masks)
+    summary = neurrev_jax.summarize(params, masks)
+    blocks = [f"stage_1/block_{i}" for i in range(1, 12)]
+    paths = [layer.path for layer in result.in_order(summary)]
+    assert paths == ["stem", *blocks, "classifier"]

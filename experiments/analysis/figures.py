@@ -71,8 +71,8 @@ def accuracy(lines: dict[str, list[dict[str, Any]]], until: float | None) -> Fig
         for rows in lines.values()
         for row in rows[len(rows) // 10 :]
     ]
-    low = 5 * (min(shown) // 5)
-    axes.set_ylim(low, 100 + 0.03 * (100 - low))
+    low, high = 5 * (min(shown) // 5), min(100, 5 * (max(shown) // 5 + 1))
+    axes.set_ylim(low, high + 0.03 * (high - low))
     _finish(axes, until)
     return figure
 
@@ -93,7 +93,8 @@ def dormant_neurons(
     for name, rows in lines.items():
         measured = [row for row in rows if "dormant_rate" in row]
         _plot(axes, name, measured, "dormant_rate")
-    axes.set_ylim(bottom=0)
+    # Where none is dormant the axis would otherwise shrink to rounding.
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
     _finish(axes, until)
     return figure
 

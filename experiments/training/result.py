@@ -48,13 +48,24 @@ def make_result(arm: Arm, state: TrainState, directory: Path) -> dict[str, Any]:
                 "active": layer.active,
                 "sparsity": layer.sparsity,
             }
-            for layer in sorted(summary, key=_depth)
+            for layer in in_order(summary)
         ],
     }
 
 
+def in_order(summary: neurrev_jax.Summary) -> list[neurrev_jax.LayerSummary]:
+    """Layers roughly from input to output; the tree has them by name.
+
+    Args:
+      summary: of a network of `neurrev_jax.models`.
+
+    Returns:
+      Its layers.
+    """
+    return sorted(summary, key=_depth)
+
+
 def _depth(layer: neurrev_jax.LayerSummary) -> tuple[int, list[str | int]]:
-    """Sorts layers roughly from input to output; the tree has them by name."""
     first = layer.path.split("/")[0]
     place = {"stem": 0, "layer_1": 0, "classifier": 2}.get(first, 1)
     # Numbers by value: block_10 comes after block_9.
