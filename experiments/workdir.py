@@ -94,6 +94,12 @@ def claim(workdir: Path, config: config_lib.Config) -> Iterator[None]:
             ) from error
         # Again, now that nobody else can be writing it.
         check(workdir, config)
-        if not (workdir / CONFIG).exists():
-            write_atomically(workdir / CONFIG, config_lib.to_json(config))
+        try:
+            if not (workdir / CONFIG).exists():
+                write_atomically(workdir / CONFIG, config_lib.to_json(config))
+        except OSError as error:
+            raise UsageError(
+                f"--workdir={workdir} cannot be written ({error.strerror}); make room "
+                "or choose another path."
+            ) from error
         yield

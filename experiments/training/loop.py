@@ -102,9 +102,10 @@ def train_arm(task: Task, console: Console) -> dict[str, Any]:
         state = start if state is None else state
         # Metrics after the checkpoint are dropped: they are about to be written anew.
         step = int(state.step)
-        writer = on_primary_only(
-            lambda: files.enter_context(metrics_lib.MetricsWriter(directory, step))
-        )
+        with _storage_errors(task):
+            writer = on_primary_only(
+                lambda: files.enter_context(metrics_lib.MetricsWriter(directory, step))
+            )
         outputs = Outputs(saved, writer, stop, console)
         state = _train(task, state, outputs)
     return on_primary(lambda: _write_result(task, state))
@@ -169,6 +170,11 @@ def _train(
             _require_finite(trained, arm.name, length)
             is_last = step == plan.total_steps
             stopping = any_process(outputs.stop.requested) and not is_last
+            if config.log_every_steps and step % config.log_every_steps == 0:
+                line = measure.steps(step, trained.window)
+                with _storage_errors(task):
+                    on_primary(outputs.write_steps, line)
+                progress.steps(line)
             if step % length == 0:
                 state = state_lib.unreplicate(replicated)
                 values = measure.epoch(state, replicated, trained.epoch)
@@ -176,11 +182,6 @@ def _train(
                 with _storage_errors(task):
                     on_primary(outputs.write, values, timing)
                 progress.epoch(values, clock.left(plan.total_steps))
-            if config.log_every_steps and step % config.log_every_steps == 0:
-                line = measure.steps(step, trained.window)
-                with _storage_errors(task):
-                    on_primary(outputs.write_steps, line)
-                progress.steps(line)
             # Only after its metrics, so that a checkpoint implies them.
             if stopping or _is_checkpoint_due(config, plan, step):
                 state = state_lib.unreplicate(replicated)
