@@ -6,7 +6,6 @@ on. Shape letters: D local devices, S batches, B examples of a batch on one devi
 """
 
 import collections
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -154,12 +153,3 @@ def _mine(split: Split, batch_size: int) -> Batches:
     local = jax.local_device_count()
     first = jax.process_index() * local
     return distribute(jax.tree.map(lambda x: x[first : first + local], laid_out))
-
-
-def total(add: Callable[[Any, Any], Any], parts: Iterator[Any]) -> Any:
-    """Folds the parts of a result together; there is at least one.
-
-    >>> total(lambda a, b: a + b, iter([1, 2, 3]))
-    6
-    """
-    return functools.reduce(add, parts)

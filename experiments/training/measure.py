@@ -1,6 +1,7 @@
 """What is measured while a method is trained: the lines of its metrics."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from experiments.data.batches import Batches
 from experiments.methods import Arm, learning_rate
 from experiments.training import evaluation as evaluation_lib
 from experiments.training import state as state_lib
-from experiments.training.feeds import Feed, total
+from experiments.training.feeds import Feed
 from neurrev_jax import models
 
 
@@ -132,7 +133,7 @@ class Measure:
 
     def _evaluate(self, variables: Any) -> evaluation_lib.EvalSums:
         # Summed on the host, in the type of the devices: the same every time.
-        return total(
+        return functools.reduce(
             lambda a, b: jax.tree.map(np.add, a, b),
             (
                 state_lib.unreplicate(self._shared.evaluate(variables, batches))
