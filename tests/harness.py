@@ -54,7 +54,13 @@ def batch(step, size=8):
     return images, jnp.asarray(rng.integers(0, 5, size=size), jnp.int32)
 
 
-net_grads = jax.jit(jax.grad(net_loss))
+def gradients(params, state, images, labels):
+    """Gradients as training takes them, through the effective parameters."""
+    effective = lambda p: neurrev_jax.effective_params(p, state)
+    return jax.grad(lambda p: net_loss(effective(p), images, labels))(params)
+
+
+net_grads = jax.jit(gradients)
 
 
 def fake_grads(step, params):
@@ -124,6 +130,12 @@ def assert_masked(params, masks):
             assert not params[path][~mask].astype(np.float32).any(), path
 
 
+def count_slots(inner_state):
+    """How many arrays of a kernel's shape the inner optimizer keeps."""
+    kernels = {SHAPES[path.split("/")[0]]["kernel"] for path in KERNELS}
+    return sum(np.shape(leaf) in kernels for leaf in jax.tree.leaves(inner_state))
+
+
 def assert_slots_masked(inner_state, masks):
     """Every inner slot of a kernel's shape is zero on inactive entries.
 
@@ -132,7 +144,7 @@ def assert_slots_masked(inner_state, masks):
     Returns:
       How many such slots there are.
     """
-    by_shape = {m.shape: m for m in leaves(masks).values() if m.shape != ()}
+    by_shape = {m.shape: m for m in leaves(masks).values() if m.ndim > 1}
     found = 0
     for leaf in jax.tree.leaves(inner_state):
         mask = by_shape.get(np.shape(leaf))

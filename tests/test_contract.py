@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import flax.serialization
 import jax
@@ -15,12 +17,64 @@ import neurrev_jax
 from tests import harness
 
 EVERY = 3
-METHODS = {
-    "neurrev": lambda: neurrev_jax.neurrev(0.2, neurrev_jax.periodic(EVERY)),
-    "set_": lambda: neurrev_jax.set_(0.3, neurrev_jax.periodic(EVERY)),
-    "rigl": lambda: neurrev_jax.rigl(0.3, neurrev_jax.periodic(EVERY)),
-    "static": lambda: neurrev_jax.static(),
-}
+PERIODIC = neurrev_jax.periodic(EVERY)
+# Every topology update changes the masks of the small network, unless said otherwise.
+ON_SCHEDULE = (3, 6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method, and what the contract checks of it.
+
+    Attributes:
+      method: makes it; called with no arguments.
+      counts: what stays exact: the number of active entries `"per leaf"`, or in
+        `"total"`; or, by schedule, a function of the call number (0 = the start) and
+        of the sizes by leaf that returns the number in total, or a dict by leaf.
+      changes: which of the first seven calls change masks.
+      inactive: inactive parameters are `"zero"`, or `"held"`: the effective ones are
+        zero, and those outside the gradient masks do not move.
+      slots: slots are `"masked"` to what the optimizer may move, or `"kept"`.
+      grown: |value| of a newly active entry; None where it has one of its own.
+      own_updates: kept weights are bit for bit the inner optimizer's (there is no
+        penalty, noise or slot that the method resets).
+      also_sparse: rewirable leaves of the small network besides its kernels.
+      sparsity: of the small network.
+      everyday: the inner optimizers that every run of the tests tries it with; all
+        others run with the `full` marker.
+    """
+
+    method: Callable[[], neurrev_jax.Method]
+    counts: (
+        Literal["per leaf", "total"]
+        | Callable[[int, dict[str, int]], int | dict[str, int]]
+    ) = "per leaf"
+    changes: tuple[int, ...] = ON_SCHEDULE
+    inactive: Literal["zero", "held"] = "zero"
+    slots: Literal["masked", "kept"] = "masked"
+    grown: float | None = 0.0
+    own_updates: bool = True
+    also_sparse: tuple[str, ...] = ()
+    sparsity: float = 0.6
+    everyday: tuple[str, ...] = ("momentum",)
+
+
+# Active entries of the small network at sparsity 0.6, and the share of what gradual
+# methods have to prune that is left after each call, in a window of six.
+FINAL = {"conv/kernel": 29, "deep/kernel": 87, "head/kernel": 12}
+
+
+# What a channel of the small network is made of.
+CHANNELS = (
+    {"conv/kernel": 3},
+    {"conv/bias": 0, "norm/scale": 0, "norm/bias": 0, "deep/kernel": 2},
+)
+
+
+def cubic_left(call):
+    return 1.0 if call < EVERY else (0.5**3 if call < 2 * EVERY else 0.0)
+
+
 INNERS = {
     "sgd": lambda: optax.sgd(0.1),
     "momentum": lambda: optax.sgd(0.1, momentum=0.9),
@@ -52,9 +106,109 @@ SLOTS = {
     "lamb": 2,
     "clipped": 1,
 }
-PAIRS = [(m, i) for m in METHODS for i in ("momentum", "adamw")]
-PAIRS += [("neurrev", i) for i in INNERS if ("neurrev", i) not in PAIRS]
+BOTH = ("momentum", "adamw")
+
+# One line (or a few) for every method; all tests below read this table.
+CASES = {
+    "neurrev": Case(lambda: neurrev_jax.neurrev(0.2, PERIODIC), everyday=tuple(INNERS)),
+    "set_": Case(lambda: neurrev_jax.set_(0.3, PERIODIC), everyday=BOTH),
+    "rigl": Case(lambda: neurrev_jax.rigl(0.3, PERIODIC), everyday=BOTH),
+    "static": Case(lambda: neurrev_jax.static(), changes=()),
+    # Layer-wise dynamic methods go here.
+    "itop": Case(lambda: neurrev_jax.itop(0.3, PERIODIC)),
+    "itop_random": Case(
+        lambda: neurrev_jax.itop(0.3, PERIODIC, growth="random", prefer_new=True),
+        everyday=(),
+    ),
+    "mest": Case(lambda: neurrev_jax.mest(0.1, PERIODIC), slots="kept"),
+    "mest_soft": Case(
+        lambda: neurrev_jax.mest(
+            neurrev_jax.piecewise([0.1, 0.0], [6]), PERIODIC, memory="soft"
+        ),
+        counts=lambda call, sizes: {
+            path: size - int(0.6 * size) + (int(0.1 * size) if 3 <= call < 6 else 0)
+            for path, size in sizes.items()
+        },
+        slots="kept",
+    ),
+    "top_kast": Case(
+        lambda: neurrev_jax.top_kast(0.2, PERIODIC),
+        inactive="held",
+        own_updates=False,
+        everyday=BOTH,
+    ),
+    "top_kast_plain": Case(
+        lambda: neurrev_jax.top_kast(0.2, PERIODIC, penalty=0.0),
+        inactive="held",
+        everyday=(),
+    ),
+    "powerprop": Case(
+        lambda: neurrev_jax.powerprop(
+            neurrev_jax.set_(0.3, PERIODIC, drop="magnitude"), growth_start=0.01
+        ),
+        grown=None,
+    ),
+    "powerprop_top_kast": Case(
+        lambda: neurrev_jax.powerprop(neurrev_jax.top_kast(0.2, PERIODIC)),
+        inactive="held",
+        own_updates=False,
+        everyday=(),
+    ),
+    "snfs": Case(lambda: neurrev_jax.snfs(0.3, PERIODIC), counts="total", slots="kept"),
+    "dsr": Case(lambda: neurrev_jax.dsr(0.2, PERIODIC, threshold=0.1), counts="total"),
+    "deep_r": Case(
+        lambda: neurrev_jax.deep_r(step_size=0.1, temperature=0.1),
+        changes=(1, 2, 3, 4, 5, 6, 7),
+        grown=None,
+        own_updates=False,
+    ),
+    # Global methods go here.
+    "gradual_magnitude": Case(
+        lambda: neurrev_jax.gradual_magnitude(PERIODIC, window=(0, 6)),
+        counts=lambda call, sizes: {
+            path: FINAL[path] + int(cubic_left(call) * (size - FINAL[path]))
+            for path, size in sizes.items()
+        },
+    ),
+    "ac_dc": Case(
+        lambda: neurrev_jax.ac_dc(neurrev_jax.phases([2, 4, 6])),
+        counts=lambda call, sizes: sum(
+            (FINAL if call in (2, 3, 6, 7) else sizes).values()
+        ),
+        changes=(2, 4, 6),
+        own_updates=False,
+    ),
+    "granet": Case(
+        lambda: neurrev_jax.granet(0.3, PERIODIC, window=(0, 6)),
+        # From 318 - floor(0.5 * 318) = 159 to 128.
+        counts=lambda call, sizes: 128 + int(cubic_left(call) * 31),
+    ),
+    "chase": Case(
+        lambda: neurrev_jax.chase(
+            0.1,
+            PERIODIC,
+            soft_until=EVERY,
+            groups=[neurrev_jax.channel_group(harness.net_params(), *CHANNELS)],
+            channel_sparsity=0.5,
+            channel_window=(0, 6),
+        ),
+        # 31 above the budget while it is soft, and the three entries of each of the
+        # four channels' norm and bias, of which one and then two go.
+        counts=lambda call, sizes: {0: 128 + 12, 1: 159 + 9, 2: 128 + 6}[call // EVERY],
+        also_sparse=("conv/bias", "norm/bias", "norm/scale"),
+    ),
+}
+METHODS = tuple(CASES)
+PAIRS = [(m, i) for m in METHODS for i in CASES[m].everyday]
 REST = [(m, i) for m in METHODS for i in INNERS if (m, i) not in PAIRS]
+
+
+def every_method(*default: str):
+    """All methods as test parameters; those not named run with the `full` marker."""
+    return [
+        pytest.param(m, marks=() if m in default else pytest.mark.full) for m in METHODS
+    ]
+
 
 # Optax's adaptive optimizers raise Python floats to integer arrays.
 pytestmark = pytest.mark.loose_numerics
@@ -63,32 +217,75 @@ pytestmark = pytest.mark.loose_numerics
 @functools.cache
 def build(method="neurrev", inner="momentum", **options):
     """One transformation per choice, so that tests share its compiled step."""
-    options = {"sparsity": 0.6, "distribution": harness.even, "key": 1, **options}
-    return neurrev_jax.sparse_transform(INNERS[inner](), METHODS[method](), **options)
+    case = CASES[method]
+    defaults = {"sparsity": case.sparsity, "distribution": harness.even, "key": 1}
+    return neurrev_jax.sparse_transform(
+        INNERS[inner](), case.method(), **(defaults | options)
+    )
+
+
+def assert_counts(case, call, masks, first):
+    """The numbers of active entries are exactly what the method declares."""
+    found = harness.counts(masks)
+    assert set(found) == {*harness.KERNELS, *case.also_sparse}
+    if case.counts == "per leaf":
+        assert found == first
+    elif case.counts == "total":
+        assert sum(found.values()) == sum(first.values())
+    else:
+        sizes = {path: harness.leaves(masks)[path].size for path in found}
+        expected = case.counts(call, sizes)
+        by_leaf = isinstance(expected, dict)
+        assert (found if by_leaf else sum(found.values())) == expected
+
+
+def assert_inactive(case, params, state, old_params, old_state):
+    """Inactive entries are exactly zero, or held where they were."""
+    if case.inactive == "zero":
+        harness.assert_masked(params, state.masks)
+        return
+    effective = neurrev_jax.effective_params(params, state)
+    harness.assert_masked(effective, state.masks)
+    before, after = harness.leaves(old_params), harness.leaves(params)
+    for path, moves in harness.leaves(neurrev_jax.gradient_masks(old_state)).items():
+        held = np.broadcast_to(~moves, after[path].shape)
+        np.testing.assert_array_equal(after[path][held], before[path][held])
+
+
+def movable(case, state):
+    """The entries whose slots may be nonzero."""
+    held = case.inactive == "held"
+    return neurrev_jax.gradient_masks(state) if held else state.masks
 
 
 def check_contract(method, inner):
-    tx, traces = build(method, inner), []
+    case, tx, traces = CASES[method], build(method, inner), []
     params, state = harness.start(tx, harness.net_params())
     step = harness.counted_stepper(tx, traces)
     first, changed = harness.counts(state.masks), []
-    assert set(first) == set(harness.KERNELS)
+    assert_counts(case, 0, state.masks, first)
     for number in range(1, 8):
-        grads = harness.net_grads(params, *harness.batch(number))
-        old = state
+        # The gradient that training takes: through the effective parameters.
+        grads = harness.net_grads(params, state, *harness.batch(number))
+        before, old = params, state
         params, state = step(params, state, grads)
-        harness.assert_masked(params, state.masks)
-        assert harness.counts(state.masks) == first
-        slots = harness.assert_slots_masked(state.inner_state, state.masks)
+        assert_inactive(case, params, state, before, old)
+        assert_counts(case, number, state.masks, first)
+        slots = harness.count_slots(state.inner_state)
         assert slots == SLOTS[inner] * len(harness.KERNELS)
+        if case.slots == "masked":
+            harness.assert_slots_masked(state.inner_state, movable(case, state))
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(params))
         assert jax.tree.structure(state) == jax.tree.structure(old)
         for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(state), strict=True):
             assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
-        before, after = harness.leaves(old.masks), harness.leaves(state.masks)
-        if any((before[path] != after[path]).any() for path in before):
+        was, now = harness.leaves(old.masks), harness.leaves(state.masks)
+        if any((was[path] != now[path]).any() for path in was):
             changed.append(number)
-    assert changed == ([] if method == "static" else [3, 6])
+    if case.inactive == "zero":
+        assert tuple(changed) == case.changes
+    else:  # where a held weight overtakes an active one, which it need not
+        assert set(changed) <= set(case.changes)
     assert len(traces) == 1, "compiled more than once"
 
 
@@ -105,33 +302,46 @@ def test_contract_full_product(method, inner):
 
 def check_kept_weights(method, inner):
     """Bit for bit the inner optimizer's, compared outside jit on both sides."""
-    optimizer, tx = INNERS[inner](), build(method, inner)
+    case, optimizer, tx = CASES[method], INNERS[inner](), build(method, inner)
+    needs = case.method().inner_gradients
     params, state = harness.start(tx, harness.net_params())
     state = state._replace(count=jnp.int32(EVERY - 2))
     for number in range(EVERY - 1, EVERY + 1):
         grads = harness.fake_grads(number, params)
-        masked = neurrev_jax.apply_masks(grads, state.masks)
-        updates, slots = optimizer.update(masked, state.inner_state, params)
+        seen = grads
+        if needs != "dense":
+            seen = neurrev_jax.apply_masks(grads, movable(case, state))
+        updates, slots = optimizer.update(seen, state.inner_state, params)
         expected = harness.leaves(optax.apply_updates(params, updates))
-        old = harness.leaves(state.masks)
+        before, was = harness.leaves(params), harness.leaves(movable(case, state))
+        active = harness.leaves(state.masks)
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        got = harness.leaves(params)
+        got, now = harness.leaves(params), harness.leaves(movable(case, state))
         for path, new in harness.leaves(state.masks).items():
-            kept = np.broadcast_to(old[path] & new, got[path].shape)
+            old, whole = active[path], got[path].shape
+            if case.inactive == "held":
+                moved = np.where(was[path], expected[path], before[path])
+                np.testing.assert_array_equal(got[path], moved)
+                continue
+            kept = np.broadcast_to(old & new, whole)
             np.testing.assert_array_equal(got[path][kept], expected[path][kept])
-            grown = np.broadcast_to(new & ~old[path], got[path].shape)
-            assert not got[path][grown].any()
-        # Kept entries keep their slots too; all others' are zero.
-        by_shape = {m.shape: (p, m) for p, m in harness.leaves(state.masks).items()}
+            if case.grown is not None:
+                grown = np.abs(got[path][np.broadcast_to(new & ~old, whole)])
+                np.testing.assert_array_equal(grown, np.float32(case.grown))
+        # Kept entries keep their slots too; all others' are zero, or kept as well.
+        by_shape = {now[path].shape: path for path in harness.KERNELS}
         for mine, theirs in zip(
             jax.tree.leaves(state.inner_state), jax.tree.leaves(slots), strict=True
         ):
-            path, new = by_shape.get(mine.shape, (None, None))
-            if path is None or mine.shape == ():
+            path = by_shape.get(mine.shape)
+            if case.also_sparse and mine.ndim == 1:
+                # Leaves that share a shape: some entries went with their channel.
+                np.testing.assert_array_equal(mine, np.where(mine == 0, 0, theirs))
+            elif path is None or case.slots == "kept":
                 np.testing.assert_array_equal(mine, theirs)
             else:
-                kept = old[path] & new
+                kept = was[path] & now[path]
                 np.testing.assert_array_equal(mine, np.where(kept, theirs, 0))
 
 
@@ -144,7 +354,9 @@ def test_kept_weights_and_slots_are_the_inner_optimizers(method, inner):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("method", "inner"), PAIRS + REST)
+@pytest.mark.parametrize(
+    ("method", "inner"), [(m, i) for m, i in PAIRS + REST if CASES[m].own_updates]
+)
 def test_kept_weights_full_product(method, inner):
     check_kept_weights(method, inner)
 
@@ -210,7 +422,7 @@ def test_there_are_eight_devices():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("method", ["neurrev"])
+@pytest.mark.parametrize("method", every_method("neurrev"))
 def test_pmap_gives_every_device_the_same_masks(method):
     tx = build(method)
     history = single_device_run(method)
@@ -240,7 +452,7 @@ def test_data_parallel_training_keeps_the_devices_together():
     params, state = spread((params, state))
 
     def step(params, state, images, labels):
-        grads = jax.grad(harness.net_loss)(params, images, labels)
+        grads = harness.gradients(params, state, images, labels)
         grads = jax.lax.pmean(grads, "devices")
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
@@ -327,14 +539,7 @@ def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "neurrev",
-        pytest.param("set_", marks=pytest.mark.full),
-        pytest.param("rigl", marks=pytest.mark.full),
-    ],
-)
+@pytest.mark.parametrize("method", every_method("neurrev"))
 def test_vmap_over_seeds_equals_separate_runs(method):
     """Each replica keeps its own count, so they update in different calls."""
     seeds, txs = range(3), [build(method, key=seed) for seed in range(3)]
@@ -379,7 +584,7 @@ def test_seeds_may_be_traced():
 
 def counting_method(calls):
     """NeurRev that reports every execution of its topology update."""
-    method = METHODS["neurrev"]()
+    method = CASES["neurrev"].method()
 
     def rewire(context):
         jax.debug.callback(lambda t: calls.append(int(t)), context.t)
@@ -445,7 +650,7 @@ def test_msgpack_round_trip(inner):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["neurrev", "rigl"])
+@pytest.mark.parametrize("method", every_method("neurrev", "rigl"))
 def test_orbax_round_trip(method, tmp_path):
     tx = build(method, "adamw" if method == "neurrev" else "momentum")
     history = harness.run(tx, harness.net_params(), 4)

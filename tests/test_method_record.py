@@ -216,6 +216,15 @@ def test_a_rewire_that_changes_the_structure_is_refused():
         jax.jit(tx.update)(GRADS, state, PARAMS)
 
 
+def test_growth_values_of_other_shapes_are_refused():
+    def rewire(context):
+        return swap(context, grown={"kernel": jnp.ones((3, 4)), "bias": jnp.ones(())})
+
+    tx = neurrev_jax.sparse_transform(optax.sgd(0.1), make(rewire=rewire), masks=MASKS)
+    with pytest.raises(ValueError, match=r"Rewired\.grown must have .* shapes"):
+        jax.jit(tx.update)(GRADS, tx.init(PARAMS), PARAMS)
+
+
 def test_start_may_change_counts_and_the_draw():
     def start(targets):
         counts = dict.fromkeys(targets.counts, 5)

@@ -223,6 +223,25 @@ def test_neurrev_scope():
     assert gone["global"] == {"a": {2, 3}, "b": set()}
 
 
+def test_neurrev_global_scope_leaves_frozen_leaves_out():
+    """The budget of a frozen leaf is not spent on the others, nor theirs on it."""
+    rng = np.random.default_rng(0)
+    draw = lambda: {"kernel": jnp.asarray(rng.normal(size=(20, 30)), jnp.float32)}
+    params = {"a": draw(), "b": draw()}
+    tx = neurrev_jax.sparse_transform(
+        optax.sgd(0.0),
+        neurrev(0.2, scope="global"),
+        sparsity=0.8,
+        distribution=harness.even,
+    )
+    params, state = harness.start(tx, params)
+    frozen = {"a": True, "b": False}
+    _, new = tx.update(params, state, params, frozen=frozen)
+    harness.assert_trees_equal(new.masks["a"], state.masks["a"])
+    assert harness.counts(new.masks) == {"a/kernel": 120, "b/kernel": 120}
+    assert (new.masks["b"]["kernel"] != state.masks["b"]["kernel"]).any()
+
+
 def test_neurrev_first_update():
     for first_update, updates in [("skip", [3]), ("include", [1, 3])]:
         method = neurrev_jax.neurrev(

@@ -68,8 +68,8 @@ class Context:
         (for methods that hold inactive entries: as they are held).
       grads: the gradients as they came in, unmasked; None in `Method.init`.
       masks: masks before this call's topology update.
-      targets: tree of int32[]: how many entries of each leaf the method was told
-        to start with; 0 for dense leaves.
+      targets: tree of int32[]: how many entries of each leaf the caller asked for
+        (before `Method.start` changed them); 0 for leaves that are to be dense.
       method_state: the method's state (after `observe`, in `rewire`).
       extra: further keyword arguments of `update`.
       frozen: tree of bool (or a prefix of one), True where the caller froze the
@@ -116,14 +116,21 @@ class Cost:
       dense: dense forward passes in an ordinary step.
       update: (sparse, dense) of a step that scores growth by dense gradients, or
         None where such a step costs what any other does.
+      backward: in an ordinary step, forward passes through the entries of the
+        gradient masks, for a method that trains more than it computes with.
     """
 
     sparse: float = 3.0
     dense: float = 0.0
     update: tuple[float, float] | None = None
+    backward: float = 0.0
 
     def per_example(
-        self, f_sparse: float, f_dense: float, interval: float | None = None
+        self,
+        f_sparse: float,
+        f_dense: float,
+        interval: float | None = None,
+        f_backward: float | None = None,
     ) -> float:
         """FLOPs per example, averaged over an update interval.
 
@@ -131,17 +138,27 @@ class Cost:
           f_sparse: FLOPs of one sparse forward pass.
           f_dense: FLOPs of one dense forward pass.
           interval: steps between topology updates; needed where `update` is set.
+          f_backward: FLOPs of a forward pass through the entries of the gradient
+            masks; needed where `backward` is set.
 
         Returns:
           FLOPs per example.
 
         Raises:
-          ValueError: if the interval is missing.
+          ValueError: if the interval or `f_backward` is missing.
 
         >>> round(Cost(update=(2, 1)).per_example(0.2, 1.0, interval=100), 6)
         0.607921
         """
         ordinary = self.sparse * f_sparse + self.dense * f_dense
+        if self.backward:
+            if f_backward is None:
+                raise ValueError(
+                    "f_backward=None: this method trains more entries than it "
+                    "computes with; pass the FLOPs of a forward pass through those "
+                    "of gradient_masks(opt_state)."
+                )
+            ordinary += self.backward * f_backward
         if self.update is None:
             return ordinary
         if interval is None:
@@ -153,7 +170,8 @@ class Cost:
         return (ordinary * interval + update) / (interval + 1)
 
 
-def _never(t: jax.Array) -> bool:
+def never(t: jax.Array) -> bool:
+    """A condition that holds on no call."""
     del t
     return False
 
@@ -189,6 +207,9 @@ class Method:
         an entry outside the gradient masks does not move at all.
       dense_gradients: `dense_gradients(t) -> bool[]`, whether call t needs the
         gradients of inactive entries.
+      grows: whether newly active entries start at `"zero"`, at a `"nonzero"` value
+        (given in `Rewired.grown`, or held), or the method grows `"nothing"`. Says
+        which methods a reparameterization may host.
     """
 
     name: str
@@ -203,4 +224,5 @@ class Method:
     inner_gradients: Literal["masked", "backward", "dense"] = "masked"
     slots: Literal["zero", "keep"] = "zero"
     inactive: Literal["zero", "hold"] = "zero"
-    dense_gradients: Schedule = _never
+    dense_gradients: Schedule = never
+    grows: Literal["zero", "nonzero", "nothing"] = "zero"

@@ -178,6 +178,18 @@ def as_ratio(name: str, value: float | base.Ratio) -> base.Ratio:
     return _Constant(_in_unit_interval(name, value))
 
 
+def highest(ratio: base.Ratio) -> float | None:
+    """The highest value a ratio of this module takes; None for any other function."""
+    match ratio:
+        case _Constant(value) | _Cosine(value):
+            return value
+        case _Cubic(initial, final):
+            return max(initial, final)
+        case _Piecewise(values):
+            return max(values)
+    return None
+
+
 def fraction_of(ratio: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
     """K = floor(float32(ratio) * count), an int32 between 0 and `count`."""
     product = jnp.asarray(ratio, jnp.float32) * count.astype(jnp.float32)

@@ -27,10 +27,18 @@ class Rows:
     """How leaves of the given shapes are laid out in rows.
 
     Attributes:
-      shapes: shape of each of the L leaves.
+      shapes: shape of each of the leaves.
+      joined: whether they count as one leaf (L = 1), so that what is selected is
+        selected among all of them.
     """
 
     shapes: tuple[tuple[int, ...], ...]
+    joined: bool = False
+
+    @property
+    def number(self) -> int:
+        """L, the number of leaves that are told apart."""
+        return min(len(self.shapes), 1) if self.joined else len(self.shapes)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -45,6 +53,8 @@ class Rows:
     @property
     def leaf_of_row(self) -> np.ndarray:
         """Index of the leaf that each row belongs to, int32[R]."""
+        if self.joined:
+            return np.zeros(sum(self.counts), np.int32)
         return np.repeat(np.arange(len(self.shapes), dtype=np.int32), self.counts)
 
     @property
@@ -56,9 +66,9 @@ class Rows:
         ]
         return np.concatenate([np.zeros(0), *blocks]).astype(np.int32)
 
-    def whole(self) -> "Rows":
+    def join(self) -> "Rows":
         """The same rows as one single leaf."""
-        return Rows(((sum(self.counts) * WIDTH,),))
+        return dataclasses.replace(self, joined=True)
 
     def pack(self, leaves: Sequence[jax.Array], fill) -> jax.Array:
         """Lays `leaves` out in rows [R, W] of one type; padding holds `fill`."""
@@ -113,7 +123,7 @@ class Rows:
         return jax.ops.segment_sum(
             jnp.stack(per_row, axis=1),
             self.leaf_of_row,
-            len(self.shapes),
+            self.number,
             indices_are_sorted=True,
         )
 
@@ -135,6 +145,14 @@ class Stack:
 
     rows: jax.Array
     layout: Rows = dataclasses.field(metadata={"static": True})
+
+    def join(self) -> "Stack":
+        """The same entries as one single leaf: `prune` then prunes globally."""
+        return Stack(self.rows, self.layout.join())
+
+    def split(self) -> "Stack":
+        """Undoes `join`."""
+        return Stack(self.rows, dataclasses.replace(self.layout, joined=False))
 
 
 def stack(tree: Any, masks: Any) -> Stack:

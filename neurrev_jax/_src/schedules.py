@@ -1,6 +1,8 @@
 """When: which calls of `update` end with a topology update."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,24 @@ class Periodic:
         """
         last = calls if self.until is None else min(calls, self.until)
         return max(last - self.start, 0) // self.every
+
+
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """One update interval after another.
+
+    Attributes:
+      stages: periodic schedules that do not overlap.
+    """
+
+    stages: tuple[Periodic, ...]
+
+    def __call__(self, t: jax.typing.ArrayLike) -> jax.Array:
+        return jnp.any(jnp.stack([stage(t) for stage in self.stages]))
+
+    def number_of_updates(self, calls: int) -> int:
+        """How many topology updates there are in so many calls."""
+        return sum(stage.number_of_updates(calls) for stage in self.stages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +93,120 @@ def periodic(every: int, until: int | None = None, start: int = 0) -> Periodic:
     if start < 0:
         raise ValueError(f"start={start!r} must not be negative; it counts calls.")
     return Periodic(int(every), until, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases:
+    """Dense and sparse phases in turn, the first one dense, the last one sparse.
+
+    Attributes:
+      boundaries: increasing calls that end a phase, an odd number of them: after
+        the first the network is sparse, after the second dense, and so on.
+    """
+
+    boundaries: tuple[int, ...]
+
+    def __call__(self, t: jax.typing.ArrayLike) -> jax.Array:
+        boundaries = jnp.array(self.boundaries, jnp.int32)
+        return jnp.any(jnp.asarray(t, jnp.int32) == boundaries)
+
+    def is_sparse_after(self, t: jax.typing.ArrayLike) -> jax.Array:
+        """Whether the network is sparse once call t is over."""
+        boundaries = jnp.array(self.boundaries, jnp.int32)
+        passed = jnp.sum(jnp.asarray(t, jnp.int32) >= boundaries)
+        return passed % 2 == 1
+
+    def number_of_updates(self, calls: int) -> int:
+        """How many topology updates there are in so many calls."""
+        return sum(boundary <= calls for boundary in self.boundaries)
+
+    def sparse_share(self, calls: int) -> float:
+        """The share of the first `calls` calls that compute with a sparse network.
+
+        >>> phases([10, 15, 20, 25, 85]).sparse_share(100)
+        0.25
+        """
+        ends = [*self.boundaries, max(calls, self.boundaries[-1])]
+        sparse = sum(
+            max(min(end, calls) - begin, 0)
+            for begin, end in zip(ends[::2], ends[1::2], strict=True)
+        )
+        return sparse / calls
+
+
+def phases(boundaries: Sequence[int]) -> Phases:
+    """Dense and sparse phases in turn, as AC/DC trains (Peste et al., 2021).
+
+    Args:
+      boundaries: increasing calls, each of which ends with a change: the first from
+        dense to sparse, the second back, and so on. An odd number of them, so that
+        training ends sparse.
+
+    Returns:
+      A schedule: a function of the call number t.
+
+    Raises:
+      ValueError: for an even number of boundaries, or boundaries that do not
+        increase from 1 up.
+
+    >>> schedule = phases([2, 4, 6])
+    >>> [bool(schedule.is_sparse_after(t)) for t in range(1, 8)]
+    [False, True, True, False, False, True, True]
+    """
+    boundaries = tuple(int(boundary) for boundary in boundaries)
+    if any(b <= a for a, b in itertools.pairwise((0, *boundaries))):
+        raise ValueError(
+            f"boundaries={boundaries!r} must increase, from 1 up; they count calls of "
+            "update, so convert epochs to steps and sort them."
+        )
+    if len(boundaries) % 2 == 0:
+        raise ValueError(
+            f"boundaries={boundaries!r}: with {len(boundaries)} of them the last phase "
+            "is dense; give an odd number, so that training ends sparse."
+        )
+    return Phases(boundaries)
+
+
+def staged(
+    every: Sequence[int], boundaries: Sequence[int], until: int | None = None
+) -> Staged:
+    """Topology updates at intervals that change over training.
+
+    After every `every[i]` calls, counted from call `boundaries[i - 1]`, up to and
+    including call `boundaries[i]`: the growing periods of DSR (Mostafa and Wang,
+    2019), say.
+
+    Args:
+      every: update intervals in calls, one more than `boundaries`.
+      boundaries: increasing call numbers.
+      until: the last call that may end with a topology update; None for no end.
+
+    Returns:
+      A schedule: a function of the call number t.
+
+    Raises:
+      ValueError: if the lengths do not fit, the boundaries do not increase or an
+        interval is below 1.
+
+    >>> schedule = staged([2, 4], [6], until=14)
+    >>> [t for t in range(1, 20) if schedule(t)]
+    [2, 4, 6, 10, 14]
+    """
+    every, boundaries = tuple(every), tuple(boundaries)
+    if len(every) != len(boundaries) + 1:
+        raise ValueError(
+            f"{len(every)} intervals and {len(boundaries)} boundaries do not fit: "
+            "give exactly one interval more than boundaries."
+        )
+    edges = (0, *boundaries)
+    if any(a >= b for a, b in itertools.pairwise(edges)):
+        raise ValueError(
+            f"boundaries={boundaries!r} must increase, from 1 up; sort them."
+        )
+    ends = [end if until is None else min(end, until) for end in boundaries]
+    return Staged(
+        tuple(
+            periodic(interval, until=end, start=start)
+            for interval, end, start in zip(every, [*ends, until], edges, strict=True)
+        )
+    )

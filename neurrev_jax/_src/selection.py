@@ -121,7 +121,7 @@ def select_among(
     layout = rows_lib.Rows(tuple(tuple(jnp.shape(leaf)) for leaf in candidates))
     levels = [functools.partial(layout.pack, level, 0) for level in scores]
     allowed = layout.pack(list(candidates), False)
-    chosen = select_rows(levels, allowed, stack_counts([count]), key, layout.whole())
+    chosen = select_rows(levels, allowed, stack_counts([count]), key, layout.join())
     return layout.unpack(chosen)
 
 
@@ -335,7 +335,7 @@ def _kth_lowest(
         digit = jnp.sum(below < counts[:, None], axis=1, dtype=jnp.int32)
         return prefix + (digit.astype(dtype) << shift)
 
-    start = jnp.zeros((len(layout.shapes),), dtype)
+    start = jnp.zeros((layout.number,), dtype)
     return jax.lax.fori_loop(0, bits // _DIGIT_BITS, next_digit, start)
 
 

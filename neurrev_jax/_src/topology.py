@@ -228,7 +228,7 @@ class _Leaves:
         return params, masks
 
     def _count_per_leaf(self, counts: Any) -> jax.Array:
-        number = len(self.layout.shapes)
+        number = self.layout.number
         if isinstance(counts, (jax.Array, int)) and jnp.ndim(counts) <= 1:
             return jnp.broadcast_to(jnp.asarray(counts, jnp.int32), (number,))
         full = jax.tree.leaves(masks_lib.broadcast(counts, self._masks))

@@ -74,20 +74,22 @@ def sparse_transform(
     method = neurrev_lib.neurrev() if method is None else method
     inner = optax.with_extra_args_support(inner)
 
-    def start(params: base.Params) -> base.Targets:
+    def asked_for(params: base.Params) -> base.Targets:
         if masks is not None:
             masks_lib.check_masks(params, masks)
-            return method.start(_targets_of(params, masks))
+            return _targets_of(params, masks)
         shapes = paths_lib.sparsifiable(params, where)
         counts = distributions.initial_counts(shapes, sparsity, distribution)
         sizes = {path: math.prod(shapes[path]) for path in counts}
-        return method.start(base.Targets(sizes, counts))
+        return base.Targets(sizes, counts)
 
     def init(params: base.Params) -> base.SparseState:
         typed_key = selection.as_key(key)
-        targets = start(params)
+        targets = asked_for(params)
+        # A method may start elsewhere (dense, say); what was asked for it keeps.
+        first = method.start(targets)
         if masks is None:
-            drawn = _draw(params, targets, jax.random.fold_in(typed_key, 0))
+            drawn = draw_masks(params, first, jax.random.fold_in(typed_key, 0))
         else:
             # A copy, so that donating the state does not take the caller's masks.
             full = masks_lib.broadcast(masks, params)
@@ -131,7 +133,7 @@ def sparse_transform(
             params=params,
             grads=grads,
             masks=state.masks,
-            targets=_target_tree(params, state.masks, start(params)),
+            targets=_target_tree(params, state.masks, asked_for(params)),
             method_state=state.method_state,
             extra=extra,
             frozen=frozen,
@@ -160,7 +162,9 @@ def _targets_of(params: base.Params, masks: base.Masks) -> base.Targets:
     return base.Targets(sizes, counts)
 
 
-def _draw(params: base.Params, targets: base.Targets, key: jax.Array) -> base.Masks:
+def draw_masks(
+    params: base.Params, targets: base.Targets, key: jax.Array
+) -> base.Masks:
     """The first masks: exactly the target counts, at random or by magnitude."""
     leaves, structure = paths_lib.flatten_with_paths(params)
     index = [i for i, (path, _) in enumerate(leaves) if path in targets.counts]

@@ -89,10 +89,10 @@ class UpdateStep:
         def rewire():
             rewired = self.method.rewire(self.context)
             found.append((rewired.grown is not None, rewired.reset_slots is not False))
-            return rewired.masks, rewired.method_state
+            return rewired.masks, rewired.method_state, rewired.grown
 
-        new = jax.eval_shape(rewire)
-        old = (self.context.masks, self.context.method_state)
+        *new, grown = jax.eval_shape(rewire)
+        old = [self.context.masks, self.context.method_state]
         same = jax.tree.structure(new) == jax.tree.structure(old) and all(
             a.shape == b.shape and a.dtype == b.dtype
             for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
@@ -102,6 +102,14 @@ class UpdateStep:
                 f"method {self.method.name!r}: rewire must return masks and a state of "
                 "the structure, shapes and types it was given; compare them with "
                 "context.masks and context.method_state."
+            )
+        if grown is not None and (
+            jax.tree.map(jnp.shape, grown) != jax.tree.map(jnp.shape, self.params)
+        ):
+            raise ValueError(
+                f"method {self.method.name!r}: Rewired.grown must have the structure "
+                "and shapes of the parameters, dense leaves included; compare it with "
+                "context.params."
             )
         return found[0]
 

@@ -3,6 +3,7 @@
 from neurrev_jax.models.activations import ACTIVATION_NAMES as ACTIVATION_NAMES
 from neurrev_jax.models.activations import PReLU as PReLU
 from neurrev_jax.models.activations import make_activation as make_activation
+from neurrev_jax.models.channel_groups import channel_groups as channel_groups
 from neurrev_jax.models.convolution import loop_convolution as loop_convolution
 from neurrev_jax.models.imagenet_resnet import Bottleneck as Bottleneck
 from neurrev_jax.models.imagenet_resnet import ImageNetResNet as ImageNetResNet
@@ -28,6 +29,7 @@ __all__ = [
     "MobileNetV1",
     "PReLU",
     "ResNet",
+    "channel_groups",
     "is_inner",
     "loop_convolution",
     "make_activation",

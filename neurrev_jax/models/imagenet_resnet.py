@@ -87,6 +87,9 @@ class ImageNetResNet(nn.Module):
       dtype: computation dtype; parameters, batch statistics and logits are float32.
       hardware: compute the activation as phone hardware does, see
         `make_activation`; needs an activation that has a name.
+      frozen_blocks: so many of the first blocks, from the input on, normalize by
+        their running statistics also while training (the stem is the first one, then
+        come those of the stages).
 
     Example:
       >>> import jax
@@ -108,6 +111,7 @@ class ImageNetResNet(nn.Module):
     convolution: Convolution | None = None
     dtype: Any = jnp.float32
     hardware: bool = False
+    frozen_blocks: int = 0
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -123,7 +127,8 @@ class ImageNetResNet(nn.Module):
 
         Raises:
           ValueError: for an unknown block, if `stage_sizes` and `widths` differ in
-            length, or for an activation that there is not.
+            length, for more `frozen_blocks` than there are, or for an activation
+            that there is not.
         """
         layers.require_stages(stage_sizes=self.stage_sizes, widths=self.widths)
         if self.block not in _BLOCKS:
@@ -132,18 +137,23 @@ class ImageNetResNet(nn.Module):
                 f"{' or '.join(map(repr, _BLOCKS))}."
             )
         block, block_name = _BLOCKS[self.block]
-        parts = layers.make_parts(self, train)
-        x = layers.ConvLayer(self.widths[0], parts, size=7, strides=2, name="stem")(
+        parts, frozen = layers.make_parts(self, train), self.frozen_blocks
+        layers.require_blocks(frozen, 1 + sum(self.stage_sizes))
+        stem = parts.frozen(frozen > 0)
+        x = layers.ConvLayer(self.widths[0], stem, size=7, strides=2, name="stem")(
             images
         )
+        frozen -= 1
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=_POOL_PADDING)
         for i, (blocks, width) in enumerate(
             zip(self.stage_sizes, self.widths, strict=True)
         ):
-            make_block = functools.partial(block, width=width, parts=parts)
-            strides = 1 if i == 0 else 2
-            name = f"stage_{i + 1}"
-            x = layers.Stage(blocks, strides, make_block, block_name, name=name)(x)
+            make_block = functools.partial(block, width=width)
+            strides, name = 1 if i == 0 else 2, f"stage_{i + 1}"
+            x = layers.Stage(
+                blocks, strides, make_block, parts, block_name, frozen, name=name
+            )(x)
+            frozen -= blocks
         return layers.classify(x, self.num_classes, parts)
 
 

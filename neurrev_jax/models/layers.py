@@ -78,6 +78,20 @@ class Parts:
     convolution: Convolution | None
     dtype: Any
 
+    def frozen(self, is_frozen: bool = True) -> "Parts":
+        """The same parts, with batch norm fixed to its running statistics.
+
+        Args:
+          is_frozen: False for the parts as they are.
+
+        Returns:
+          The parts of a layer that is frozen, or not.
+        """
+        if not is_frozen:
+            return self
+        norm = functools.partial(self.norm, use_running_average=True)
+        return dataclasses.replace(self, norm=norm)
+
 
 def make_parts(network: Any, train: bool) -> Parts:
     """Reads what the layers have in common from the attributes of a network.
@@ -285,23 +299,48 @@ class Stage(nn.Module):
     Attributes:
       blocks: number of blocks, at least 1.
       strides: stride of the first block.
-      make_block: block constructor taking ``strides`` and ``name``.
+      make_block: block constructor taking ``strides``, ``parts`` and ``name``.
+      parts: what the layers have in common.
       block_name: what the names of the blocks begin with.
+      frozen: so many of the first blocks are frozen; none if it is negative.
     """
 
     blocks: int
     strides: int
     make_block: Callable[..., nn.Module]
+    parts: Parts
     block_name: str = "block"
+    frozen: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the blocks one after the other."""
         for i in range(self.blocks):
             strides = self.strides if i == 0 else 1
+            parts = self.parts.frozen(i < self.frozen)
             name = f"{self.block_name}_{i + 1}"
-            x = self.make_block(strides=strides, name=name)(x)
+            x = self.make_block(strides=strides, parts=parts, name=name)(x)
         return x
+
+
+def require_blocks(frozen_blocks: int, blocks: int) -> None:
+    """Raises unless the network has the blocks that are to be frozen.
+
+    Args:
+      frozen_blocks: how many are.
+      blocks: how many the network has.
+
+    Raises:
+      ValueError: if it has not so many.
+
+    Example:
+      >>> require_blocks(2, blocks=3)
+    """
+    if not 0 <= frozen_blocks <= blocks:
+        raise ValueError(
+            f"frozen_blocks={frozen_blocks} must lie in [0, {blocks}], the number of "
+            "blocks of this network; the classifier is none of them."
+        )
 
 
 def require_stages(**sizes: Any) -> None:

@@ -72,6 +72,9 @@ class MobileNetV1(nn.Module):
       dtype: computation dtype; parameters, batch statistics and logits are float32.
       hardware: compute the activation as phone hardware does, see
         `make_activation`; needs an activation that has a name.
+      frozen_blocks: so many of the first blocks, from the input on, normalize by
+        their running statistics also while training (the first convolution is one, and
+        every separable one).
 
     Example:
       >>> import jax
@@ -93,6 +96,7 @@ class MobileNetV1(nn.Module):
     convolution: Convolution | None = None
     dtype: Any = jnp.float32
     hardware: bool = False
+    frozen_blocks: int = 0
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -108,8 +112,8 @@ class MobileNetV1(nn.Module):
 
         Raises:
           ValueError: if `widths` and `strides` differ in length, for a
-            `width_multiplier` that is not positive, or for an activation that there
-            is not.
+            `width_multiplier` that is not positive, for more `frozen_blocks` than
+            there are, or for an activation that there is not.
         """
         layers.require_stages(widths=self.widths, strides=self.strides)
         if not self.width_multiplier > 0:
@@ -117,15 +121,18 @@ class MobileNetV1(nn.Module):
                 f"width_multiplier={self.width_multiplier!r} must be positive; 1 is "
                 "the network of the paper, 0.5 one with half its channels."
             )
-        parts = layers.make_parts(self, train)
+        parts, frozen = layers.make_parts(self, train), self.frozen_blocks
+        layers.require_blocks(frozen, len(self.widths))
         widths = [
             max(_FEWEST_CHANNELS, int(width * self.width_multiplier))
             for width in self.widths
         ]
         first, strides = layers.ConvLayer, self.strides
-        x = first(widths[0], parts, strides=strides[0], name="layer_1")(images)
+        stem = parts.frozen(frozen > 0)
+        x = first(widths[0], stem, strides=strides[0], name="layer_1")(images)
         for i in range(1, len(widths)):
-            x = Separable(widths[i], strides[i], parts, name=f"separable_{i}")(x)
+            of_block = parts.frozen(i < frozen)
+            x = Separable(widths[i], strides[i], of_block, name=f"separable_{i}")(x)
         return layers.classify(x, self.num_classes, parts)
 
 

@@ -73,6 +73,9 @@ class ResNet(nn.Module):
       dtype: computation dtype; parameters, batch statistics and logits are float32.
       hardware: compute the activation as phone hardware does, see
         `make_activation`; needs an activation that has a name.
+      frozen_blocks: so many of the first blocks, from the input on, normalize by
+        their running statistics also while training (the stem is the first one, then
+        come those of the stages).
 
     Example:
       >>> import jax
@@ -96,6 +99,7 @@ class ResNet(nn.Module):
     convolution: Convolution | None = None
     dtype: Any = jnp.float32
     hardware: bool = False
+    frozen_blocks: int = 0
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -110,18 +114,24 @@ class ResNet(nn.Module):
           [B, K] logits.
 
         Raises:
-          ValueError: if `stage_sizes` and `widths` differ in length, or for an
-            activation that there is not.
+          ValueError: if `stage_sizes` and `widths` differ in length, for more
+            `frozen_blocks` than there are, or for an activation that there is not.
         """
         layers.require_stages(stage_sizes=self.stage_sizes, widths=self.widths)
-        parts = layers.make_parts(self, train)
-        x = layers.ConvLayer(self.widths[0], parts, name="stem")(images)
+        parts, frozen = layers.make_parts(self, train), self.frozen_blocks
+        layers.require_blocks(frozen, 1 + sum(self.stage_sizes))
+        stem = parts.frozen(frozen > 0)
+        x = layers.ConvLayer(self.widths[0], stem, name="stem")(images)
+        frozen -= 1
         for i, (blocks, width) in enumerate(
             zip(self.stage_sizes, self.widths, strict=True)
         ):
-            make_block = functools.partial(BasicBlock, width=width, parts=parts)
-            strides = 1 if i == 0 else 2
-            x = layers.Stage(blocks, strides, make_block, name=f"stage_{i + 1}")(x)
+            make_block = functools.partial(BasicBlock, width=width)
+            strides, name = 1 if i == 0 else 2, f"stage_{i + 1}"
+            x = layers.Stage(
+                blocks, strides, make_block, parts, frozen=frozen, name=name
+            )(x)
+            frozen -= blocks
         return layers.classify(x, self.num_classes, parts)
 
 

@@ -40,6 +40,8 @@ class VGG(nn.Module):
       dtype: computation dtype; parameters, batch statistics and logits are float32.
       hardware: compute the activation as phone hardware does, see
         `make_activation`; needs an activation that has a name.
+      frozen_blocks: so many of the first blocks, from the input on, normalize by
+        their running statistics also while training (every layer is one).
 
     Example:
       >>> import jax
@@ -60,6 +62,7 @@ class VGG(nn.Module):
     convolution: Convolution | None = None
     dtype: Any = jnp.float32
     hardware: bool = False
+    frozen_blocks: int = 0
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -76,7 +79,8 @@ class VGG(nn.Module):
 
         Raises:
           ValueError: if `stage_sizes` and `widths` differ in length, for images too
-            small, or for an activation that there is not.
+            small, for more `frozen_blocks` than there are, or for an activation that
+            there is not.
         """
         layers.require_stages(stage_sizes=self.stage_sizes, widths=self.widths)
         needed = 2 ** (len(self.widths) - 1)
@@ -86,16 +90,18 @@ class VGG(nn.Module):
                 f"for the {len(self.widths) - 1} max pools of {len(self.widths)} "
                 f"stages, which need {needed}; use larger images or fewer stages."
             )
-        parts = layers.make_parts(self, train)
+        parts, frozen = layers.make_parts(self, train), self.frozen_blocks
+        layers.require_blocks(frozen, sum(self.stage_sizes))
         x = images
         for i, (depth, width) in enumerate(
             zip(self.stage_sizes, self.widths, strict=True)
         ):
             if i > 0:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
-            make_layer = functools.partial(layers.ConvLayer, width=width, parts=parts)
+            make_layer = functools.partial(layers.ConvLayer, width=width)
             name = f"stage_{i + 1}"
-            x = layers.Stage(depth, 1, make_layer, block_name="layer", name=name)(x)
+            x = layers.Stage(depth, 1, make_layer, parts, "layer", frozen, name=name)(x)
+            frozen -= depth
         return layers.classify(x, self.num_classes, parts)
 
 

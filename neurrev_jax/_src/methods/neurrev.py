@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from neurrev_jax._src import base, ratios, rows, schedules, selection, topology
 from neurrev_jax._src import masks as masks_lib
-from neurrev_jax._src.methods import static
+from neurrev_jax._src.methods import exchange, static
 
 _OPTIONS = {
     "ratio_of": ("nonzero", "total"),
@@ -160,7 +160,11 @@ def neurrev(
         # Growth cannot exceed what the leaf has room for.
         room = jnp.minimum(wanted, sizes - active)
         awoken = jnp.minimum(room, negative)
+        movable = exchange.may_change(context)
         if scope == "global":
+            # In frozen leaves nothing can be awoken or grown in exchange.
+            room = jnp.where(movable, room, 0)
+            negative = jnp.where(movable, negative, 0)
             total = jnp.minimum(jnp.sum(room), jnp.sum(negative))
             awoken = selection.apportion(total, room, room)
         added = {
@@ -179,7 +183,11 @@ def neurrev(
                 lambda r: r * jnp.array(decay_factor, r.dtype), reference
             )
         candidates = survivors if eligible == "survivors" else grown
-        search = _awake_globally if scope == "global" else topology.awake
+        search = topology.awake
+        if scope == "global":
+            search = _awake_globally
+            open_ = candidates.layout.spread(movable)[:, None]
+            candidates = rows.Stack(candidates.rows & open_, candidates.layout)
         _, masks = search(weights, grown, reference, awoken, keys[2], candidates)
         if too_few == "magnitude":
             size = jax.tree.map(
@@ -230,15 +238,11 @@ def _awake_globally(
     eligible: rows.Stack,
 ) -> tuple[rows.Stack, rows.Stack]:
     """As `awake`, but the least changed over all leaves together."""
-    layout = rows.Rows(masks.layout.whole().shapes)
-    one_leaf = (
-        rows.Stack(stacked.rows, layout)
-        for stacked in (weights, masks, reference, eligible)
-    )
-    weights, all_masks, reference, eligible = one_leaf
+    joined = (stack.join() for stack in (weights, masks, reference, eligible))
+    all_weights, all_masks, reference, eligible = joined
     total = jnp.sum(counts)
-    _, new = topology.awake(weights, all_masks, reference, total, key, eligible)
-    return weights, rows.Stack(new.rows, masks.layout)
+    _, new = topology.awake(all_weights, all_masks, reference, total, key, eligible)
+    return weights, new.split()
 
 
 def _require_feasible(

@@ -1,12 +1,13 @@
 """RigL: prune by magnitude, grow where the dense gradient is largest."""
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from neurrev_jax._src import base, ratios, rows, schedules, topology
-from neurrev_jax._src.methods import static
+from neurrev_jax._src import base, ratios, schedules, topology
+from neurrev_jax._src.methods import exchange, static
 
 
 class GradientGrowthState(NamedTuple):
@@ -21,6 +22,15 @@ class GradientGrowthState(NamedTuple):
     def gradient_masks(self, masks: base.Masks) -> Any:
         """Every entry where the coming call needs dense gradients."""
         return jax.tree.map(lambda m: m | self.dense_next, masks)
+
+
+def dense_calls(
+    schedule: base.Schedule,
+) -> Callable[[base.Context], GradientGrowthState]:
+    """The `init` and `observe` of a method that grows by gradient on schedule."""
+    return lambda context: GradientGrowthState(
+        jnp.asarray(schedule(context.t + 1), bool)
+    )
 
 
 def rigl(
@@ -55,28 +65,19 @@ def rigl(
     schedule = schedule or schedules.periodic(100)
 
     def rewire(context: base.Context) -> base.Rewired:
-        key_drop, key_grow = jax.random.split(context.key)
-        weights = rows.stack(context.params, context.masks)
-        masks = rows.stack(context.masks, context.masks)
-        gradients = rows.stack(context.grads, context.masks)
-        k = ratios.fraction_of(ratio(context.t), topology.count_active(masks))
-        size = jax.tree.map(jnp.abs, weights)
-        weights, masks = topology.prune(weights, masks, k, size, key_drop)
-        growth = jax.tree.map(jnp.abs, gradients)
-        _, masks = topology.grow(weights, masks, k, growth, key_grow)
-        new = rows.unstack(masks, context.masks, context.masks)
+        k = ratios.fraction_of(ratio(context.t), topology.count_active(context.masks))
+        growth = jax.tree.map(jnp.abs, context.grads)
+        new = exchange.drop_and_grow(context, k, k, grow_by=growth)
         return base.Rewired(new, context.method_state)
 
-    def dense_in_next_call(context: base.Context) -> GradientGrowthState:
-        return GradientGrowthState(jnp.asarray(schedule(context.t + 1), bool))
-
+    declare = dense_calls(schedule)
     return base.Method(
         name="rigl",
         schedule=schedule,
         rewire=rewire,
         cost=base.Cost(update=(2.0, 1.0)),
         start=draw,
-        init=dense_in_next_call,
-        observe=dense_in_next_call,
+        init=declare,
+        observe=declare,
         dense_gradients=schedule,
     )
