@@ -15,13 +15,14 @@ import ml_collections
 import numpy as np
 from ml_collections import config_dict
 
+from experiments import method_options
 from experiments.errors import UsageError
+from experiments.procedures import rounds as rounds_lib
 
 # An `ml_collections.ConfigDict`, whose fields no type checker can know.
 Config = Any
 
-SPARSE_METHODS = ("neurrev", "set", "rigl", "static")
-METHODS = (*SPARSE_METHODS, "dense")
+METHODS = method_options.METHODS
 
 # What may differ when a run is continued: it makes no difference to what is trained.
 _NOT_OF_THE_RUN = (
@@ -51,43 +52,8 @@ def default_config() -> Config:
     # an epoch, and what is measured there is a network that has not adapted yet.
     config.method.update_start_epochs = 0.0
     config.method.until_fraction = 0.75  # of training; no topology update after it
-    config.method.neurrev = ml_collections.ConfigDict(
-        {
-            **_own_schedule(),
-            # None: from `update_ratio_at`, by the sparsity.
-            "update_ratio": config_dict.placeholder(float),
-            # (sparsity, ratio) pairs; straight lines between, constant outside.
-            "update_ratio_at": ((0.9, 0.1),),
-            "ratio_schedule": "constant",  # or "cosine": to 0 at `until`
-            "prune_ratio": config_dict.placeholder(float),  # None: update_ratio
-            "ratio_of": "nonzero",
-            "eligible": "survivors",
-            "too_few": "fewer",
-            "scope": "layer",
-            "first_update": "skip",
-            "order_by": "change",
-            "slots": "zero",
-            "init_mask": "random",
-        }
-    )
-    config.method.set = ml_collections.ConfigDict(
-        {
-            **_own_schedule(),
-            "update_ratio": 0.3,
-            "ratio_schedule": "constant",
-            "drop": "signed",
-            "init_mask": "random",
-        }
-    )
-    config.method.rigl = ml_collections.ConfigDict(
-        {
-            **_own_schedule(),
-            "update_ratio": 0.3,
-            "ratio_schedule": "cosine",
-            "init_mask": "random",
-        }
-    )
-    config.method.static = ml_collections.ConfigDict({"init_mask": "random"})
+    for name, options in method_options.sections().items():
+        config.method[name] = ml_collections.ConfigDict(options)
     config.compare = ("dense", "set")
 
     config.sparsity = 0.9
@@ -120,6 +86,12 @@ def default_config() -> Config:
     config.model.hardware_activation = False  # its piecewise-linear approximation
     config.model.sync_batch_norm = True  # batch statistics over all devices
     config.model.dtype = "float32"  # of the computation; or "bfloat16"
+
+    # The examples that were forgotten least often can be left out after a number of
+    # epochs (None: never), with any method.
+    config.removal = ml_collections.ConfigDict()
+    config.removal.after_epochs = config_dict.placeholder(int)
+    config.removal.easy_examples = 0
 
     config.epochs = 160
     # Extended training: multiplies epochs, warm-up and all that concerns topology
@@ -154,30 +126,83 @@ def default_config() -> Config:
     return config.lock()
 
 
-def _own_schedule() -> dict[str, Any]:
-    """Where a method differs from the experiment's schedule; None: it does not."""
-    return {
-        "update_interval_epochs": config_dict.placeholder(float),
-        "update_interval_steps": config_dict.placeholder(int),
-        "until_fraction": config_dict.placeholder(float),
-    }
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """A config's durations in steps.
 
+    Epochs and steps are counted from 0. Times past the end of the run may be asked
+    for, and steps may be traced.
+
     Attributes:
-      epochs: passes over the training set, the multiplier included.
-      steps_per_epoch: full batches in one pass over the training set.
+      epochs: passes over the active training examples, the multiplier included; of
+        all trainings, where there are several.
+      steps_per_epoch: full batches in one pass.
       total_steps: steps of the whole run.
       warmup_steps: steps of linear warm-up.
+      train_examples: size of the training set, active or not.
+      shorter: (epochs, steps): after so many epochs an epoch has only so many steps;
+        None if all are alike.
+      rounds: how often training starts again.
+      rewind_epochs: from which epoch of the first training on.
     """
 
     epochs: int
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    train_examples: int = 0
+    shorter: tuple[int, int] | None = None
+    rounds: int = 0
+    rewind_epochs: int = 0
+
+    def epoch_of(self, step: Any) -> Any:
+        """The epoch that a step belongs to."""
+        if self.shorter is None:
+            return step // self.steps_per_epoch
+        epochs, steps = self.shorter
+        late = _excess(step, epochs * self.steps_per_epoch)
+        return (step - late) // self.steps_per_epoch + late // steps
+
+    def start_of(self, epoch: Any) -> Any:
+        """The first step of an epoch."""
+        if self.shorter is None:
+            return epoch * self.steps_per_epoch
+        epochs, steps = self.shorter
+        late = _excess(epoch, epochs)
+        return (epoch - late) * self.steps_per_epoch + late * steps
+
+    def epochs_at(self, step: int) -> float:
+        """Epochs after so many steps, with what has been done of the last."""
+        epoch = self.epoch_of(step)
+        start, end = self.start_of(epoch), self.start_of(epoch + 1)
+        return epoch + (step - start) / (end - start)
+
+    @property
+    def training_epochs(self) -> int:
+        """Epochs of the first training; the others repeat its end."""
+        repeated = self.rounds * self.rewind_epochs
+        return (self.epochs + repeated) // (self.rounds + 1)
+
+    @property
+    def training_steps(self) -> int:
+        """Steps of the first training: what learning-rate schedules span."""
+        return self.start_of(self.training_epochs)
+
+    def round_of(self, epoch: int) -> int:
+        """The training that an epoch belongs to, 0 for the first."""
+        again = self.training_epochs - self.rewind_epochs
+        return _excess(epoch - self.rewind_epochs, 0) // again
+
+    def epoch_in_training(self, epoch: int) -> int:
+        """The epoch of the first training that an epoch repeats."""
+        again = self.training_epochs - self.rewind_epochs
+        return epoch - self.round_of(epoch) * again
+
+    def step_in_training(self, step: int) -> int:
+        """The step of the first training that a step repeats."""
+        epoch = self.epoch_of(step)
+        again = epoch - self.epoch_in_training(epoch)
+        return step - self.start_of(again)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,12 +219,17 @@ class UpdatePlan:
     start: int
     until: int
 
+    @property
+    def last(self) -> int:
+        """The last step that does."""
+        return self.start + (self.until - self.start) // self.interval * self.interval
+
 
 def plan(config: Config, train_examples: int) -> Plan:
     """Converts epochs to steps.
 
     Args:
-      config: a validated config.
+      config: a validated config; what its method trains on, and how often, counts.
       train_examples: size of the training set.
 
     Returns:
@@ -208,20 +238,59 @@ def plan(config: Config, train_examples: int) -> Plan:
     Raises:
       UsageError: if the training set is smaller than a batch.
     """
-    steps_per_epoch = train_examples // config.batch_size
-    if steps_per_epoch == 0:
-        raise UsageError(
-            f"batch_size={config.batch_size} must not exceed the {train_examples} "
-            "training examples; lower it."
-        )
+    active = active_examples(config, train_examples)
+    steps_per_epoch = active // config.batch_size
     multiplier = config.training_multiplier
     epochs = max(1, round(config.epochs * multiplier))
+    shorter, rounds, rewind = None, 0, 0
+    if config.removal.easy_examples:
+        active -= config.removal.easy_examples
+        after = min(round(config.removal.after_epochs * multiplier), epochs - 1)
+        shorter = (after, max(active, 0) // config.batch_size)
+    if active < config.batch_size:
+        raise UsageError(
+            f"batch_size={config.batch_size} must not exceed the {max(active, 0)} "
+            "training examples; lower it."
+        )
+    if config.method.name == "lth":
+        rounds, _ = lottery_rounds(config)
+        rewind = min(round(config.method.lth.rewind_epochs * multiplier), epochs - 1)
+    lengths = Plan(epochs, steps_per_epoch, 0, 0, shorter=shorter)
+    epochs += rounds * (epochs - rewind)
     return Plan(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
-        total_steps=epochs * steps_per_epoch,
+        total_steps=lengths.start_of(epochs),
         warmup_steps=round(config.warmup_epochs * multiplier * steps_per_epoch),
+        train_examples=train_examples,
+        shorter=shorter,
+        rounds=rounds,
+        rewind_epochs=rewind,
     )
+
+
+def active_examples(config: Config, train_examples: int) -> int:
+    """How many examples the method trains on at a time, before any are removed.
+
+    Args:
+      config: a validated config.
+      train_examples: size of the training set.
+
+    Returns:
+      All of them, but for a method that keeps some of them back.
+    """
+    if config.method.name != "spfde":
+        return train_examples
+    return round(config.method.spfde.data_fraction * train_examples)
+
+
+def lottery_rounds(config: Config) -> tuple[int, float]:
+    """(rounds, part of the remaining weights that each prunes) of ``method.lth``."""
+    own = config.method.lth
+    if own.rounds is None:
+        rounds = rounds_lib.rounds_needed(own.prune_fraction, config.sparsity)
+        return rounds, own.prune_fraction
+    return own.rounds, rounds_lib.prune_fraction(own.rounds, config.sparsity)
 
 
 def update_plan(config: Config, plan: Plan, method: str) -> UpdatePlan:
@@ -278,6 +347,13 @@ def ratio_at(pairs: Sequence[Sequence[float]], sparsity: float) -> float:
 def is_streamed(data: Config) -> bool:
     """Whether a ``data`` section names a data set too large for memory."""
     return data.name == "imagenet2012" and data.source == "tfds"
+
+
+def methods_of(config: Config, method: str) -> tuple[str, ...]:
+    """The method, and those whose sections it uses besides its own."""
+    if method not in method_options.HOSTS:
+        return (method,)
+    return (method, *methods_of(config, config.method[method].host))
 
 
 def arm_names(config: Config) -> tuple[str, ...]:
@@ -342,6 +418,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if before.get(name, absent) != after.get(name, absent)
         and name not in _NOT_OF_THE_RUN
     ]
+
+
+def _excess(value: Any, bound: int) -> Any:
+    """max(value - bound, 0), of whole numbers of any kind."""
+    over = value - bound
+    return (over + abs(over)) // 2
 
 
 def _show(value: Any) -> str:

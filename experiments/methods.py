@@ -1,6 +1,7 @@
 """From a method's name in the config to a transformation to train with."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,12 +11,11 @@ import optax
 
 import neurrev_jax
 from experiments import config as config_lib
-
-_FACTORIES = {
-    "neurrev": neurrev_jax.neurrev,
-    "set": neurrev_jax.set_,
-    "rigl": neurrev_jax.rigl,
-}
+from experiments import method_factories, networks
+from experiments.procedures.around import Around
+from experiments.procedures.freezing import Freezing
+from experiments.procedures.lottery import Lottery
+from experiments.procedures.sieving import Sieving
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,25 @@ class Arm:
       tx: the transformation.
       method: its record; None for the dense network, which is trained by the inner
         optimizer alone.
+      around: what happens around the steps of training.
+      start_from: builds the transformation that starts from given masks.
     """
 
     name: str
     tx: optax.GradientTransformation
     method: neurrev_jax.Method | None
+    around: Around
+    start_from: Callable[[Any], optax.GradientTransformation] | None = None
+
+    def with_masks(self, masks: Any) -> "Arm":
+        """The same method, starting from these masks."""
+        assert self.start_from is not None
+        return dataclasses.replace(self, tx=self.start_from(masks))
+
+    @property
+    def plan(self) -> config_lib.Plan:
+        """Its durations in steps."""
+        return self.around.plan
 
     def sparsify(self, params: Any, opt_state: Any) -> Any:
         """Fresh parameters, masked from the first forward pass."""
@@ -53,10 +67,21 @@ class Arm:
             masks = neurrev_jax.get_masks(opt_state)
         return neurrev_jax.summarize(params, masks)
 
+    def report(self, opt_state: Any) -> dict[str, float]:
+        """What the metrics of an epoch say of the method's own state."""
+        if self.method is None or self.method.name != "itop":
+            return {}
+        return {"exploration_rate": float(neurrev_jax.exploration_rate(opt_state))}
+
     def topology_updates(self, steps: int) -> np.ndarray:
         """Topology updates up to and including each step, int[steps + 1]."""
         fires = np.zeros(steps + 1, np.int32)
-        if self.method is not None:
+        if self.around.lottery is not None:
+            rounds = [self.plan.round_of(epoch) for epoch in range(self.plan.epochs)]
+            # Pruned after its last step has been made, and measured.
+            begins = 1 + self.plan.start_of(1 + np.flatnonzero(np.diff(rounds)))
+            fires[begins[begins <= steps]] = 1
+        elif self.method is not None:
             at = np.arange(1, steps + 1, dtype=np.int32)
             fires[1:] = jax.jit(jax.vmap(self.method.schedule))(at)
         return np.cumsum(fires)
@@ -77,27 +102,31 @@ def learning_rate(config: config_lib.Config, plan: config_lib.Plan) -> optax.Sch
         init_value=0.0 if plan.warmup_steps else config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=plan.warmup_steps,
-        decay_steps=plan.total_steps,
+        decay_steps=plan.training_steps,
         end_value=config.final_learning_rate,
     )
     if config.learning_rate_changes == "every_step":
         return smooth
-    length, warmup = plan.steps_per_epoch, plan.warmup_steps
+    warmup = plan.warmup_steps
 
     def staircase(step: Any) -> Any:
         # Warm-up may end within an epoch; its peak is not to be missed.
-        epoch_start = jnp.maximum(step // length * length, warmup)
+        epoch_start = jnp.maximum(plan.start_of(plan.epoch_of(step)), warmup)
         return smooth(jnp.where(step < warmup, step, epoch_start))
 
     return staircase
 
 
-def make_arm(config: config_lib.Config, plan: config_lib.Plan) -> Arm:
+def make_arm(
+    config: config_lib.Config, plan: config_lib.Plan, params: Any = None
+) -> Arm:
     """Builds the method that ``config.method.name`` names.
 
     Args:
       config: a validated config.
       plan: its durations in steps.
+      params: shapes of the network's parameters; None will do for methods that do
+        not remove channels.
 
     Returns:
       The arm.
@@ -111,19 +140,63 @@ def make_arm(config: config_lib.Config, plan: config_lib.Plan) -> Arm:
         optax.sgd(learning_rate(config, plan), momentum=config.momentum),
     )
     name = config.method.name
+    procedures = _make_around(config, plan, inner)
     if name == "dense":
-        return Arm(name, inner, None)
-    method = _make_method(config, plan)
-    tx = neurrev_jax.sparse_transform(
-        inner,
-        method,
-        sparsity=config.sparsity,
-        distribution=config.distribution,
-        # The library folds in the step; the offset keeps the masks independent of
-        # the keys that initialize the network and order the data.
-        key=jax.random.fold_in(jax.random.key(config.seed), 2),
-    )
-    return Arm(name, tx, method)
+        return Arm(name, inner, None, procedures)
+    method = method_factories.make_method(config, plan, name, params)
+
+    def start_from(masks: Any) -> optax.GradientTransformation:
+        return neurrev_jax.sparse_transform(
+            inner,
+            method,
+            sparsity=config.sparsity,
+            distribution=config.distribution,
+            masks=masks,
+            # The library folds in the step; the offset keeps the masks independent of
+            # the keys that initialize the network and order the data.
+            key=jax.random.fold_in(jax.random.key(config.seed), 2),
+        )
+
+    return Arm(name, start_from(None), method, procedures, start_from)
+
+
+def _make_around(
+    config: config_lib.Config,
+    plan: config_lib.Plan,
+    inner: optax.GradientTransformation,
+) -> Around:
+    """The procedures that the config asks for, of the method it names."""
+    name, multiplier = config.method.name, config.training_multiplier
+    rounds = None
+    if name == "lth":
+        rewind_step = plan.start_of(plan.rewind_epochs)
+        rounds = Lottery(inner, *config_lib.lottery_rounds(config), rewind_step)
+    layers, examples = None, None
+    if name == "spfde":
+        own = config.method.spfde
+        if own.freeze_from_fraction < 1:
+            layers = Freezing(
+                blocks=networks.count_blocks(config.model),
+                first_epoch=round(own.freeze_from_fraction * plan.epochs),
+                epochs=plan.epochs,
+            )
+        if own.data_fraction < 1:
+            n = plan.train_examples
+            active = config_lib.active_examples(config, n)
+            examples = Sieving(
+                examples=n,
+                active=active,
+                every_epochs=max(1, round(own.sieve_every_epochs * multiplier)),
+                exchanged=min(round(own.exchange_fraction * n), n - active),
+            )
+    if plan.shorter is not None:
+        examples = Sieving(
+            examples=plan.train_examples,
+            active=plan.train_examples,
+            removal_epoch=plan.shorter[0],
+            removed=config.removal.easy_examples,
+        )
+    return Around(plan, rounds, layers, examples)
 
 
 def _is_not_of_a_norm(params: Any) -> Any:
@@ -134,32 +207,3 @@ def _is_not_of_a_norm(params: Any) -> Any:
         return not any("norm" in str(entry) for entry in path)
 
     return jax.tree_util.tree_map_with_path(outside, params)
-
-
-def _make_method(
-    config: config_lib.Config, plan: config_lib.Plan
-) -> neurrev_jax.Method:
-    name = config.method.name
-    options = config.method[name].to_dict()
-    if name == "static":
-        return neurrev_jax.static(**options)
-    for field in ("update_interval_epochs", "update_interval_steps", "until_fraction"):
-        del options[field]
-    table = options.pop("update_ratio_at", None)
-    if options["update_ratio"] is None:
-        options["update_ratio"] = config_lib.ratio_at(table, config.sparsity)
-    updates = config_lib.update_plan(config, plan, name)
-    ratio_schedule = options.pop("ratio_schedule")
-    if ratio_schedule == "cosine":
-        options["update_ratio"] = neurrev_jax.cosine(
-            options["update_ratio"], until=max(updates.until, 1)
-        )
-    elif ratio_schedule != "constant":
-        raise ValueError(
-            f"ratio_schedule={ratio_schedule!r} is unknown; choose 'constant' or "
-            "'cosine'."
-        )
-    schedule = neurrev_jax.periodic(
-        updates.interval, until=updates.until, start=updates.start
-    )
-    return _FACTORIES[name](schedule=schedule, **options)

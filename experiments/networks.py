@@ -10,6 +10,21 @@ from experiments.config import Config
 from neurrev_jax import models
 
 
+def count_blocks(config: Config) -> int:
+    """The blocks of the network: what can be frozen one after the other.
+
+    Args:
+      config: a validated ``model`` section.
+
+    Returns:
+      Their number; a stem counts as one, the classifier is none.
+    """
+    if config.name == "mobilenet":
+        return len(models.MobileNetV1().widths)
+    has_stem = config.name != "vgg"
+    return has_stem + sum(config.stage_sizes)
+
+
 def make_network(config: Config, num_classes: int, axis_name: str) -> nn.Module:
     """Builds the network.
 

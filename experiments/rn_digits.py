@@ -29,6 +29,7 @@ def get_config() -> config_lib.Config:
     config.method.update_interval_epochs = 3.0
     config.method.update_start_epochs = 0.5
     config.method.neurrev.update_ratio = 0.1
+    config.method.lth.rounds = 3
     config.compare = ("dense", "set")
 
     config.sparsity = 0.9

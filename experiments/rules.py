@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from experiments import procedure_rules
 from experiments.config import (
     METHODS,
     Config,
@@ -12,8 +13,10 @@ from experiments.config import (
     default_config,
     flatten,
     is_streamed,
+    methods_of,
 )
 from experiments.errors import UsageError
+from experiments.method_options import HOSTS, ONE_SHOT, RANGES, SCHEDULED
 
 SOURCES = {
     "digits": ("sklearn", "npz", "generated"),
@@ -60,6 +63,11 @@ def validate(config: Config) -> None:
     _check_criterion(config.dormant.criterion, config.dormant.threshold)
     _check_model(config.model)
     _check_method_tables(config)
+    for name, hosts in HOSTS.items():
+        if name in arm_names(config):
+            host = config.method[name].host
+            _check_choice(f"method.{name}.host", host, hosts, "host")
+    procedure_rules.check(config)
     if config.warmup_epochs >= config.epochs:
         raise UsageError(
             f"warmup_epochs={config.warmup_epochs} must be less than epochs="
@@ -83,10 +91,11 @@ def check_overrides(config: Config, changed: Iterable[str]) -> None:
       UsageError: if one of them would have no effect.
     """
     arms = arm_names(config)
+    used = {name for arm in arms for name in methods_of(config, arm)}
     for field in changed:
         parts = field.split(".")
         is_option = len(parts) == 3 and parts[0] == "method"
-        if is_option and parts[1] not in arms:
+        if is_option and parts[1] not in used:
             raise UsageError(
                 f"{field} has no effect, because this run trains {', '.join(arms)}; "
                 f"leave it out, or add {parts[1]!r} to compare."
@@ -97,7 +106,7 @@ def check_overrides(config: Config, changed: Iterable[str]) -> None:
                     f"{field} has no effect {needs}; leave it out, or change that too."
                 )
         if parts[-1] in _SCHEDULE_FIELDS and len(parts) == 2:
-            _require_a_follower(config, arms, field)
+            _require_a_follower(config, tuple(used), field)
 
 
 def _check_choice(where: str, value: Any, known: Iterable[str], what: str) -> None:
@@ -114,6 +123,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "learning_rate_changes": ("every_step", "every_epoch"),
     "weight_decay_on": ("all", "all_but_norm"),
     "dormant.criterion": ("zero", "apoz", "score"),
+    **{f"method.{name}.spread": ("global", "distribution") for name in ONE_SHOT},
 }
 
 # Field -> (low, high, whether high itself is excluded).
@@ -131,6 +141,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "data.stream_shares": (1, math.inf, False),
     "data.shuffle_buffer": (1, math.inf, False),
     "model.width_multiplier": (1e-6, math.inf, False),
+    "removal.after_epochs": (1, math.inf, False),
+    "removal.easy_examples": (0, math.inf, False),
     "epochs": (1, math.inf, False),
     "training_multiplier": (1e-6, math.inf, False),
     "batch_size": (1, math.inf, False),
@@ -149,15 +161,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "checkpoint_every_epochs": (1, math.inf, False),
     "checkpoint_every_steps": (1, math.inf, False),
     "checkpoints_to_keep": (2, math.inf, False),
-    **{
-        f"method.{name}.{field}": limits
-        for name in ("neurrev", "set", "rigl")
-        for field, limits in (
-            ("update_interval_epochs", (1e-6, math.inf, False)),
-            ("update_interval_steps", (1, math.inf, False)),
-            ("until_fraction", (0, 1, False)),
-        )
-    },
+    **RANGES,
 }
 
 _SCHEDULE_FIELDS = ("update_interval_epochs", "until_fraction")
@@ -224,9 +228,25 @@ _USED_IF: tuple[tuple[str, _Used, str], ...] = (
         "unless model.name='mobilenet'",
     ),
     (
-        "method.neurrev.update_ratio_at",
-        lambda c: c.method.neurrev.update_ratio is None,
-        "where method.neurrev.update_ratio is set",
+        "method.lth.prune_fraction",
+        lambda c: c.method.lth.rounds is None,
+        "where method.lth.rounds is set, which the fraction then follows from",
+    ),
+    *(
+        (
+            f"method.spfde.{field}",
+            lambda c: c.method.spfde.data_fraction < 1,
+            "with method.spfde.data_fraction=1, where all examples are active",
+        )
+        for field in ("sieve_every_epochs", "exchange_fraction")
+    ),
+    *(
+        (
+            f"method.{name}.update_ratio_at",
+            lambda c, name=name: c.method[name].update_ratio is None,
+            f"where method.{name}.update_ratio is set",
+        )
+        for name in ("neurrev", "mest")
     ),
 )
 
@@ -297,7 +317,7 @@ def _check_model(model: Config) -> None:
 
 
 def _check_method_tables(config: Config) -> None:
-    for name in ("neurrev", "set", "rigl"):
+    for name in SCHEDULED:
         own = config.method[name]
         both = own.update_interval_epochs, own.update_interval_steps
         if None not in both:
@@ -305,15 +325,16 @@ def _check_method_tables(config: Config) -> None:
                 f"method.{name} has update_interval_epochs={both[0]} and "
                 f"update_interval_steps={both[1]}; give one of them."
             )
-    pairs = config.method.neurrev.update_ratio_at
-    is_table = len(pairs) > 0 and all(
-        isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs
-    )
-    if not is_table:
-        raise UsageError(
-            f"method.neurrev.update_ratio_at={pairs} must hold (sparsity, ratio) "
-            "pairs, such as ((0.9, 0.1), (0.95, 0.05))."
+    for name in ("neurrev", "mest"):
+        pairs = config.method[name].update_ratio_at
+        is_table = len(pairs) > 0 and all(
+            isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs
         )
+        if not is_table:
+            raise UsageError(
+                f"method.{name}.update_ratio_at={pairs} must hold (sparsity, ratio) "
+                "pairs, such as ((0.9, 0.1), (0.95, 0.05))."
+            )
 
 
 def _check_fields(config: Config) -> None:

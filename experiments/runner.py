@@ -19,7 +19,7 @@ from experiments.data.base import DataInfo, InMemory
 from experiments.data.load import load
 from experiments.distributed import on_primary, on_primary_only
 from experiments.errors import StorageError, UsageError, one_line
-from experiments.training import feeds, loop, measure, state
+from experiments.training import feeds, loop, measure, network_file, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Experiment:
 
     Attributes:
       config: the validated config.
-      plan: its durations in steps.
+      plan: durations in steps, of the first method.
       data: the data set, in memory or as a stream.
       model: the network.
       arms: the methods to train, each with its own resolved config.
@@ -56,7 +56,6 @@ def prepare(config: config_lib.Config) -> Experiment:
     _check_devices(config)
     data = load(config.data, jax.process_index(), jax.process_count())
     info = data.info
-    plan = config_lib.plan(config, info.train_examples)
     if config.dormant.examples > info.train_examples:
         raise UsageError(
             f"dormant.examples={config.dormant.examples} must not exceed the "
@@ -71,10 +70,9 @@ def prepare(config: config_lib.Config) -> Experiment:
             error
         )
     arms = tuple(
-        _prepare_arm(config, plan, model, info, name)
-        for name in config_lib.arm_names(config)
+        _prepare_arm(config, model, info, name) for name in config_lib.arm_names(config)
     )
-    return Experiment(config, plan, data, model, arms)
+    return Experiment(config, arms[0][1].plan, data, model, arms)
 
 
 def _check_devices(config: config_lib.Config) -> None:
@@ -96,7 +94,6 @@ def _check_devices(config: config_lib.Config) -> None:
 
 def _prepare_arm(
     config: config_lib.Config,
-    plan: config_lib.Plan,
     model: nn.Module,
     info: DataInfo,
     name: str,
@@ -105,8 +102,10 @@ def _prepare_arm(
     arm_config.method.name = name
     arm_config.compare = ()
     arm_config.lock()
+    plan = config_lib.plan(arm_config, info.train_examples)
     try:
-        arm = methods.make_arm(arm_config, plan)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), _sample(info))
+        arm = methods.make_arm(arm_config, plan, shapes["params"])
         # Traces without computing: the library checks its arguments in `init`.
         jax.eval_shape(
             functools.partial(state.init_state, model, arm, seed=config.seed),
@@ -135,7 +134,7 @@ def run(experiment: Experiment, directory: Path, console: Console) -> None:
       InterruptedRun: after a termination signal.
       StorageError: if something cannot be written.
     """
-    config, plan, model = experiment.config, experiment.plan, experiment.model
+    config, model = experiment.config, experiment.model
     with contextlib.ExitStack() as held:
         # Claimed by the primary process for all of them.
         on_primary_only(lambda: held.enter_context(workdir.claim(directory, config)))
@@ -144,12 +143,13 @@ def run(experiment: Experiment, directory: Path, console: Console) -> None:
             feed: feeds.Feed = feeds.MemoryFeed(config, experiment.data)
         else:
             feed = feeds.StreamFeed(config, experiment.data)
+        _keep_examples(feed, directory)
         shared = measure.share(model, feed.info)
         results: list[dict[str, Any]] = [
             loop.train_arm(
                 loop.Task(
                     config=arm_config,
-                    plan=plan,
+                    plan=arm.plan,
                     arm=arm,
                     model=model,
                     feed=feed,
@@ -161,6 +161,21 @@ def run(experiment: Experiment, directory: Path, console: Console) -> None:
             for arm_config, arm in experiment.arms
         ]
         on_primary(lambda: _report(experiment, results, directory, console))
+
+
+def _keep_examples(feed: feeds.Feed, directory: Path) -> None:
+    """Some examples beside the networks, for exporting them."""
+    path = directory / network_file.EXAMPLES
+    if on_primary(path.exists):
+        return
+    examples = network_file.read_examples(feed)
+    try:
+        on_primary(network_file.write_examples, path, examples)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path} ({one_line(error)}); make room and give the same "
+            "command."
+        ) from error
 
 
 def _report(
@@ -201,11 +216,11 @@ def headline(experiment: Experiment) -> str:
 
 
 def _until_epoch(experiment: Experiment) -> float | None:
-    """The epoch of the last topology update of any method."""
-    plan = experiment.plan
-    last = 0
+    """The epoch of the last topology update within a training, of any method."""
+    last = 0.0
     for _, arm in experiment.arms:
-        updates = arm.topology_updates(plan.total_steps)
-        if updates[-1]:
-            last = max(last, int(np.argmax(updates == updates[-1])))
-    return last / plan.steps_per_epoch if last else None
+        updates = arm.topology_updates(arm.plan.total_steps)
+        if updates[-1] and not arm.plan.rounds:
+            step = int(np.argmax(updates == updates[-1]))
+            last = max(last, arm.plan.epochs_at(step))
+    return last or None

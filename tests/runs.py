@@ -127,7 +127,7 @@ def assert_same_end(workdir, expected):
     expected_step, wanted = final_state(expected)
     assert step == expected_step == STEPS
     fields = {"params", "batch_stats", "opt_state", "step", "key", "progress"}
-    assert fields == set(wanted)
+    assert fields | {"memory"} == set(wanted)
     jax.tree.map(np.testing.assert_array_equal, actual, wanted)
     name = "neurrev/metrics.jsonl"
     assert (workdir / name).read_bytes() == (expected / name).read_bytes()

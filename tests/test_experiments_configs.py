@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import config as config_lib
-from experiments import methods, rn_digits, rules, runner
+from experiments import method_factories, methods, rn_digits, rules, runner
 from experiments.errors import UsageError
 
 # Optax's schedules multiply integers by floats.
@@ -103,13 +103,13 @@ def test_every_cell_of_a_table_is_a_changed_word(method, distribution):
 
 def test_the_update_ratio_reaches_the_method(monkeypatch):
     given = []
-    factory = methods._FACTORIES["neurrev"]
+    factory = method_factories._FACTORIES["neurrev"]
 
     def spy(**options):
         given.append(options["update_ratio"])
         return factory(**options)
 
-    monkeypatch.setitem(methods._FACTORIES, "neurrev", spy)
+    monkeypatch.setitem(method_factories._FACTORIES, "neurrev", spy)
     for sparsity, override in ((0.95, None), (0.98, None), (0.98, 0.2)):
         config = read("rn32_cifar10", sparsity=sparsity)
         config.method.neurrev.update_ratio = override
@@ -132,7 +132,7 @@ def test_epochs_become_steps_once():
     config.method.update_interval_epochs = 2.0
     config.method.update_start_epochs = 0.5
     plan = config_lib.plan(config, 1347)
-    assert plan == config_lib.Plan(40, 21, 840, 10)
+    assert plan == config_lib.Plan(40, 21, 840, 10, 1347)
     updates = config_lib.update_plan(config, plan, "neurrev")
     assert updates == config_lib.UpdatePlan(interval=42, start=10, until=630)
 

@@ -13,6 +13,7 @@ from experiments import config as config_lib
 from experiments import main as main_lib
 from tests import runs
 from tests.runs import EPOCHS, TINY, assert_same_end, final_state
+from tflite_export import runs as export_runs
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -40,6 +41,24 @@ def undisturbed(runner, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     out, err = runner.run(workdir, prelude=WITHOUT_TENSORFLOW)
     return workdir, out, err
+
+
+def test_a_run_leaves_a_network_that_others_can_compute_with(undisturbed):
+    workdir, _, _ = undisturbed
+    found = export_runs.open_run(workdir)
+    result = json.loads((workdir / "neurrev" / "result.json").read_text())
+    assert found.description["training"]["step"] == result["steps"]
+    for layer in result["layers"]:
+        kernel = found.params
+        for name in layer["path"].split("/"):
+            kernel = kernel[name]
+        # Active weights may be zero, inactive ones have to be.
+        assert np.count_nonzero(kernel) <= layer["active"]
+    images = found.normalize(found.test_images)
+    logits = jax.jit(found.apply)(found.params, images)
+    accuracy = np.mean(np.argmax(logits, axis=1) == found.test_labels)
+    assert found.has_whole_test_set
+    assert accuracy == pytest.approx(result["test_accuracy"])
 
 
 def test_a_run_prints_its_tables_and_writes_every_file(undisturbed):

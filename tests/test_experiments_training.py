@@ -117,7 +117,6 @@ def make_recipe(experiment, **fields):
         model=experiment.model,
         arm=arm,
         info=experiment.data.info,
-        steps_per_epoch=experiment.plan.steps_per_epoch,
         log_every_steps=config.log_every_steps or experiment.plan.steps_per_epoch,
         **fields,
     )

@@ -11,15 +11,59 @@ from experiments.training import metrics as metrics_lib
 
 # Okabe and Ito's colors can be told apart with any color vision; line styles help
 # in print.
+_DASHED, _DOTTED, _DASH_DOT = "--", ":", "-."
+_MIXED = (0, (5, 1, 1, 1, 1, 1))
+_LOOSE = (0, (7, 3))
 _STYLES = {
     "neurrev": ("#D55E00", "-"),
-    "dense": ("#000000", "--"),
-    "set": ("#0072B2", "-."),
-    "rigl": ("#009E73", ":"),
-    "static": ("#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
+    "dense": ("#000000", _DASHED),
+    "set": ("#0072B2", _DASH_DOT),
+    "rigl": ("#009E73", _DOTTED),
+    "static": ("#CC79A7", _MIXED),
+    "lth": ("#E69F00", "-"),
+    "spfde": ("#56B4E9", "-"),
+    "itop": ("#009E73", "-"),
+    "mest": ("#0072B2", "-"),
+    "snfs": ("#CC79A7", "-"),
+    "deep_r": ("#E69F00", _DASHED),
+    "dsr": ("#56B4E9", _DASHED),
+    "top_kast": ("#009E73", _DASHED),
+    "powerprop": ("#CC79A7", _DASHED),
+    "ac_dc": ("#0072B2", _DASHED),
+    "granet": ("#E69F00", _DASH_DOT),
+    "gradual_magnitude": ("#56B4E9", _DASH_DOT),
+    "chase": ("#CC79A7", _DASH_DOT),
+    "magnitude": ("#009E73", _MIXED),
+    "snip": ("#E69F00", _MIXED),
+    "grasp": ("#56B4E9", _MIXED),
+    "synflow": ("#0072B2", _MIXED),
+    "fish": ("#CC79A7", _LOOSE),
 }
-_LABELS = {"neurrev": "NeurRev", "set": "SET", "rigl": "RigL"}
+_LABELS = {
+    "neurrev": "NeurRev",
+    "set": "SET",
+    "rigl": "RigL",
+    "lth": "LTH (last round)",
+    "spfde": "SpFDE",
+    "itop": "ITOP",
+    "mest": "MEST",
+    "snfs": "SNFS",
+    "deep_r": "Deep-R",
+    "dsr": "DSR",
+    "top_kast": "Top-KAST",
+    "powerprop": "Powerprop",
+    "ac_dc": "AC/DC",
+    "granet": "GraNet",
+    "gradual_magnitude": "gradual",
+    "chase": "Chase",
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "synflow": "SynFlow",
+    "fish": "FISH",
+}
 _SIZE = (6.4, 4.0)
+# What procedures around training say of themselves, epoch by epoch.
+_TRAINED = {"frozen_blocks": "Frozen blocks", "active_examples": "Active examples"}
 
 
 def save_all(
@@ -42,10 +86,16 @@ def save_all(
         for result in results
     }
     until = until_epoch
+    compared = {name: last_round(rows) for name, rows in lines.items()}
     saved = [
-        _save(accuracy(lines, until), directory / "accuracy.png"),
-        _save(dormant_neurons(lines, until), directory / "dormant_neurons.png"),
+        _save(accuracy(compared, until), directory / "accuracy.png"),
+        _save(dormant_neurons(compared, until), directory / "dormant_neurons.png"),
     ]
+    for name, rows in lines.items():
+        if "round" in rows[-1]:
+            saved.append(_save(rounds(name, rows), directory / f"{name}_rounds.png"))
+        if _TRAINED.keys() & rows[-1].keys():
+            saved.append(_save(trained(name, rows), directory / f"{name}_trained.png"))
     sparse = [result for result in results if result["method"] != "dense"]
     if sparse:
         saved.append(_save(layer_density(sparse[0]), directory / "layer_density.png"))
@@ -99,6 +149,75 @@ def dormant_neurons(
     return figure
 
 
+def last_round(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of what was trained last, with the epoch within it.
+
+    Args:
+      rows: a method's lines of `metrics.jsonl`.
+
+    Returns:
+      All of them, unless the method trains in rounds.
+    """
+    if "round" not in rows[-1]:
+        return rows
+    last = [row for row in rows if row["round"] == rows[-1]["round"]]
+    return [{**row, "epoch": row["epoch_in_round"]} for row in last]
+
+
+def rounds(name: str, rows: list[dict[str, Any]]) -> Figure:
+    """Test accuracy at the end of every round, by the sparsity it was trained at.
+
+    Args:
+      name: the method.
+      rows: its lines of `metrics.jsonl`.
+
+    Returns:
+      The figure.
+    """
+    figure, axes = _axes("Sparsity (%)", "Test accuracy (%)")
+    # The last line of a round replaces those before it.
+    ends = {row["round"]: row for row in rows}
+    _plot(axes, name, list(ends.values()), "test_accuracy", "sparsity", marker="o")
+    for number, row in ends.items():
+        at = 100 * row["sparsity"], 100 * row["test_accuracy"]
+        axes.annotate(
+            str(number), at, (0, 6), textcoords="offset points", ha="center", fontsize=8
+        )
+    axes.margins(y=0.15)
+    axes.set_title(f"{name.upper()}: at the end of each round", fontsize=10)
+    return figure
+
+
+def trained(name: str, rows: list[dict[str, Any]]) -> Figure:
+    """How much of the network and of the data takes part, over time.
+
+    Args:
+      name: the method.
+      rows: its lines of `metrics.jsonl`.
+
+    Returns:
+      The figure, with an axis for each of the two that the method varies.
+    """
+    shown = [field for field in _TRAINED if field in rows[-1]]
+    figure = Figure(figsize=(6.4, 2.2 * len(shown)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(shown), sharex=True, squeeze=False)
+    for axes, field in zip(grid[:, 0], shown, strict=True):
+        axes.step(
+            [row["epoch"] for row in rows],
+            [row[field] for row in rows],
+            where="pre",
+            color=_STYLES[name][0],
+            linewidth=1.8,
+        )
+        axes.set_ylabel(_TRAINED[field])
+        axes.set_ylim(bottom=0)
+        _frame(axes)
+    grid[-1, 0].set_xlabel("Training time (epochs)")
+    grid[0, 0].set_title(_label(name), fontsize=10)
+    return figure
+
+
 def layer_density(result: dict[str, Any]) -> Figure:
     """Active weights of each kernel of one method.
 
@@ -136,21 +255,33 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    _frame(axes)
     return figure, axes
 
 
-def _plot(axes: Axes, name: str, rows: list[dict[str, Any]], field: str) -> None:
+def _frame(axes: Axes) -> None:
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plot(
+    axes: Axes,
+    name: str,
+    rows: list[dict[str, Any]],
+    field: str,
+    against: str = "epoch",
+    **options: Any,
+) -> None:
     color, style = _STYLES[name]
     axes.plot(
-        [row["epoch"] for row in rows],
+        [row[against] * (1 if against == "epoch" else 100) for row in rows],
         [100 * row[field] for row in rows],
         color=color,
         linestyle=style,
         linewidth=1.8,
         label=_label(name),
+        **options,
     )
 
 
@@ -164,7 +295,7 @@ def _finish(axes: Axes, until: float | None) -> None:
     axes.legend(
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=len(axes.lines),
+        ncols=min(len(axes.lines), 5),
         frameon=False,
         fontsize=9,
         columnspacing=1.4,

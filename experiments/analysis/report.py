@@ -20,7 +20,9 @@ def save(results: list[dict[str, Any]], directory: Path) -> None:
       directory: where to write.
     """
     write_atomically(directory / "results.json", json.dumps(results, indent=2) + "\n")
-    columns = [name for name in results[0] if name != "layers"]
+    # Some methods have values of their own.
+    names = dict.fromkeys(name for result in results for name in result)
+    columns = [name for name in names if name != "layers"]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

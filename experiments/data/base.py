@@ -22,6 +22,9 @@ class DataInfo:
       test_examples: size of the test set.
       mean: C values in the units of a pixel, subtracted from every image.
       std: C values in the units of a pixel, by which images are then divided.
+      class_names: what the classes are called, by label; empty if nobody knows.
+      crop: how a test image was brought to the shape that the network sees; empty if
+        it had that shape.
     """
 
     name: str
@@ -31,6 +34,8 @@ class DataInfo:
     test_examples: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    crop: str = ""
 
 
 class Split(NamedTuple):

@@ -33,6 +33,7 @@ def load(name: str, configured: str | None) -> InMemory:
         test_examples=len(test.labels),
         mean=mean,
         std=std,
+        class_names=tuple(builder.info.features["label"].names),
     )
     return InMemory(info, train, test)
 

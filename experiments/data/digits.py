@@ -37,5 +37,6 @@ def load(test_fraction: float) -> InMemory:
         test_examples=len(test_y),
         mean=(float(train_x.mean()),),
         std=(float(train_x.std()),),
+        class_names=tuple("0123456789"),
     )
     return InMemory(info, Split(train_x, train_y), Split(test_x, test_y))

@@ -246,6 +246,8 @@ def open_stream(data: Any, process_index: int, process_count: int) -> ImageStrea
         test_examples=splits[_TEST].num_examples,
         mean=mean,
         std=std,
+        class_names=tuple(builder.info.features["label"].names or ()),
+        crop=pixels.CENTRAL_CROP,
     )
     return ImageStream(
         info, builder, process_index, process_count, shares, data.shuffle_buffer

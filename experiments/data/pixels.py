@@ -10,6 +10,9 @@ from experiments.data.tfds_directory import import_tensorflow
 
 # The part of the short side that is seen in evaluation: 224 of 256 pixels.
 _CENTRAL = 0.875
+CENTRAL_CROP = "the central square of 0.875 of the short side, resized bilinearly"
+"""What `central_crop` does, in words."""
+
 _AREA = (0.08, 1.0)
 _ASPECT = (3 / 4, 4 / 3)
 # Color is stored for every other column and interpolated between them. Columns that the

@@ -6,16 +6,19 @@ on. Shape letters: D local devices, S batches, B examples of a batch on one devi
 """
 
 import collections
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.config import Config, Plan
 from experiments.data import batches as batches_lib
 from experiments.data.base import DataInfo, InMemory, Split
 from experiments.data.batches import Batches
+from experiments.errors import UsageError
 from experiments.training import steps as steps_lib
 from experiments.training.state import TrainState, distribute, replicate
 
@@ -24,6 +27,10 @@ Advance = Callable[[TrainState, int], TrainState]
 
 # Steps that may be under way while the host prepares the next one.
 _STEPS_AHEAD = 2
+
+_NUMBERED = (
+    "the examples of a stream have no number; use a data set that fits into memory."
+)
 
 
 class Feed(Protocol):
@@ -51,6 +58,26 @@ class Feed(Protocol):
         """The test set, on the local devices."""
         ...
 
+    def sample(self, count: int, seed: int) -> Split:
+        """Training examples on the host, the same in every process.
+
+        Args:
+          count: how many; all, if there are fewer.
+          seed: chooses among them.
+
+        Returns:
+          The examples, as they are stored.
+        """
+        ...
+
+    def train_labels(self) -> np.ndarray:
+        """The classes of all training examples, of data held in memory."""
+        ...
+
+    def take(self, chosen: np.ndarray) -> Split:
+        """Training examples by their number, of data held in memory."""
+        ...
+
     def observed(self) -> Iterator[Batches]:
         """The examples that dormant neurons are measured on, on the local devices."""
         ...
@@ -67,6 +94,7 @@ class MemoryFeed:
     def __init__(self, config: Config, dataset: InMemory):
         self.info = dataset.info
         self._batch_size = config.batch_size
+        self._host = dataset.train
         self._train = replicate(dataset.train)
         head = Split(*(x[: config.dormant.examples] for x in dataset.train))
         self._test = _mine(dataset.test, config.eval_batch_size)
@@ -77,6 +105,19 @@ class MemoryFeed:
         del plan, step  # The state knows where it is.
         compiled = steps_lib.make_train_on_memory(recipe, self._batch_size)
         return lambda state, steps: compiled(state, self._train, np.int32(steps))
+
+    def sample(self, count: int, seed: int) -> Split:
+        """See `Feed.sample`."""
+        order = np.random.default_rng(seed).permutation(len(self._host.labels))
+        return self.take(order[:count])
+
+    def train_labels(self) -> np.ndarray:
+        """See `Feed.train_labels`."""
+        return self._host.labels
+
+    def take(self, chosen: np.ndarray) -> Split:
+        """See `Feed.take`."""
+        return Split(*(x[chosen] for x in self._host))
 
     def test(self) -> Iterator[Batches]:
         """See `Feed.test`."""
@@ -121,6 +162,31 @@ class StreamFeed:
 
         return advance
 
+    def sample(self, count: int, seed: int) -> Split:
+        """See `Feed.sample`; these are the first that training sees."""
+        size = self._config.batch_size
+        batches = self._stream.train_batches(
+            seed=seed,
+            first_step=0,
+            steps_per_epoch=self.info.train_examples // size,
+            batch_size=size,
+        )
+        needed = itertools.islice(batches, -(-count // size))
+        parts = [list(part) for part in zip(*needed, strict=True)] or [[], []]
+        whole = [_gather(np.concatenate(part)) for part in parts if part]
+        if not whole:
+            shape = (0, *self.info.image_shape)
+            return Split(np.zeros(shape, np.uint8), np.zeros(0, np.int32))
+        return Split(*(x[:count] for x in whole))
+
+    def train_labels(self) -> np.ndarray:
+        """See `Feed.train_labels`."""
+        raise UsageError(_NUMBERED)
+
+    def take(self, chosen: np.ndarray) -> Split:
+        """See `Feed.take`."""
+        raise UsageError(_NUMBERED)
+
     def test(self) -> Iterator[Batches]:
         """See `Feed.test`."""
         return self._place(self._stream.test_batches(self._eval_batch_size()))
@@ -139,6 +205,13 @@ class StreamFeed:
         for batch in batches:
             # A scan over a single batch.
             yield distribute(Batches(*(_divide(x)[:, None] for x in batch)))
+
+
+def _gather(x: np.ndarray) -> np.ndarray:
+    """All processes' parts, one after the other."""
+    if jax.process_count() == 1:
+        return x
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def _divide(x: np.ndarray) -> np.ndarray:

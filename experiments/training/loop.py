@@ -21,13 +21,16 @@ from rich.console import Console
 from experiments import config as config_lib
 from experiments.distributed import any_process, on_primary, on_primary_only
 from experiments.errors import DivergedError, InterruptedRun, StorageError, one_line
+from experiments.method_options import ONE_SHOT
 from experiments.methods import Arm
 from experiments.training import metrics as metrics_lib
+from experiments.training import one_shot
 from experiments.training import state as state_lib
 from experiments.training import steps as steps_lib
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.feeds import Feed
 from experiments.training.measure import Measure, Shared
+from experiments.training.network_file import NETWORK, NetworkFile
 from experiments.training.progress import Progress
 from experiments.training.result import make_result
 from experiments.training.signals import StopRequest
@@ -87,6 +90,9 @@ def train_arm(task: Task, console: Console) -> dict[str, Any]:
     if finished is not None:
         console.print(f"{arm.name}: finished before, in {directory}")
         return finished
+    if arm.name in ONE_SHOT:
+        arm = arm.with_masks(one_shot.draw_masks(config, task.model, task.feed))
+        task = dataclasses.replace(task, arm=arm)
     sample = jnp.zeros((1, *task.feed.info.image_shape), jnp.float32)
     start = state_lib.compile_init(task.model, arm, sample, config.seed)
     with StopRequest() as stop, contextlib.ExitStack() as files:
@@ -97,7 +103,7 @@ def train_arm(task: Task, console: Console) -> dict[str, Any]:
             console.print(f"[bold yellow]warning:[/] {problem}", soft_wrap=True)
         if state is not None or problems:
             step = 0 if state is None else int(state.step)
-            epoch = step // plan.steps_per_epoch
+            epoch = plan.epoch_of(step)
             console.print(f"{arm.name}: continuing after epoch {epoch} (step {step})")
         state = start if state is None else state
         # Metrics after the checkpoint are dropped: they are about to be written anew.
@@ -106,7 +112,10 @@ def train_arm(task: Task, console: Console) -> dict[str, Any]:
             writer = on_primary_only(
                 lambda: files.enter_context(metrics_lib.MetricsWriter(directory, step))
             )
-        outputs = Outputs(saved, writer, stop, console)
+        network = NetworkFile(
+            directory / NETWORK, config, task.feed.info, task.model, arm
+        )
+        outputs = Outputs(saved, network, writer, stop, console)
         state = _train(task, state, outputs)
     return on_primary(lambda: _write_result(task, state))
 
@@ -117,12 +126,14 @@ class Outputs:
 
     Attributes:
       checkpoints: of this method; of use in the primary process only.
+      network: beside the newest of them, for others to use.
       writer: of its metrics; likewise.
       stop: whether a signal asked to stop.
       console: where to show progress.
     """
 
     checkpoints: Any
+    network: NetworkFile
     writer: Any
     stop: StopRequest
     console: Console
@@ -136,15 +147,15 @@ class Outputs:
         self.writer.write_steps(line)
 
     def save(self, step: int, state: state_lib.TrainState) -> None:
-        """Saves a checkpoint."""
+        """Saves a checkpoint, and the network in it."""
         self.checkpoints.save(step, state)
+        self.network.write(state)
 
 
 def _train(
     task: Task, state: state_lib.TrainState, outputs: Outputs
 ) -> state_lib.TrainState:
     config, plan, arm = task.config, task.plan, task.arm
-    length = plan.steps_per_epoch
     step = int(state.step)
     recipe = steps_lib.Recipe(
         model=task.model,
@@ -154,20 +165,24 @@ def _train(
         label_smoothing=config.label_smoothing,
         crop_padding=config.data.crop_padding,
         flip=config.data.flip,
-        steps_per_epoch=length,
-        log_every_steps=config.log_every_steps or length,
+        log_every_steps=config.log_every_steps or plan.steps_per_epoch,
     )
-    advance = task.feed.train(recipe, plan, step)
+    advance = None
     measure = Measure(config, plan, arm, task.feed, task.shared)
     replicated = state_lib.replicate(state)
     clock = _Clock(time.perf_counter(), step)
     with Progress(outputs.console, arm.name, plan, step) as progress:
         while step < plan.total_steps:
+            frozen_blocks = arm.around.frozen_blocks(plan.epoch_of(step))
+            if advance is None or frozen_blocks != recipe.frozen_blocks:
+                # What is not differentiated is no part of the compiled step.
+                recipe = dataclasses.replace(recipe, frozen_blocks=frozen_blocks)
+                advance = task.feed.train(recipe, plan, step)
             goal = next_stop(config, plan, step)
             replicated = advance(replicated, goal - step)
             trained = state_lib.unreplicate(replicated.progress)
             step = goal
-            _require_finite(trained, arm.name, length)
+            _require_finite(trained, arm.name, plan)
             is_last = step == plan.total_steps
             stopping = any_process(outputs.stop.requested) and not is_last
             if config.log_every_steps and step % config.log_every_steps == 0:
@@ -175,13 +190,18 @@ def _train(
                 with _storage_errors(task):
                     on_primary(outputs.write_steps, line)
                 progress.steps(line)
-            if step % length == 0:
+            epochs = plan.epoch_of(step)
+            if step == plan.start_of(epochs):
                 state = state_lib.unreplicate(replicated)
                 values = measure.epoch(state, replicated, trained.epoch)
                 timing = clock.lap(step, config.batch_size)
                 with _storage_errors(task):
                     on_primary(outputs.write, values, timing)
                 progress.epoch(values, clock.left(plan.total_steps))
+                if arm.around.is_due(epochs) and not is_last:
+                    _require_finite_state(state, arm.name)
+                    state = arm.around.after_epoch(state, epochs)
+                    replicated = state_lib.replicate(state)
             # Only after its metrics, so that a checkpoint implies them.
             if stopping or _is_checkpoint_due(config, plan, step):
                 state = state_lib.unreplicate(replicated)
@@ -191,8 +211,8 @@ def _train(
             if stopping:
                 raise InterruptedRun(
                     f"{arm.name}: stopped by SIGTERM at step {step} of "
-                    f"{plan.total_steps} (epoch {step / length:.2f} of {plan.epochs}), "
-                    "state saved; the same command continues."
+                    f"{plan.total_steps} (epoch {plan.epochs_at(step):.2f} of "
+                    f"{plan.epochs}), state saved; the same command continues."
                 )
     return state_lib.unreplicate(replicated)
 
@@ -212,23 +232,19 @@ def next_stop(config: config_lib.Config, plan: config_lib.Plan, step: int) -> in
     longest = config.steps_per_call or (
         _STREAM_CALL if config_lib.is_streamed(config.data) else plan.steps_per_epoch
     )
-    intervals = (
-        plan.steps_per_epoch,
-        config.log_every_steps,
-        config.checkpoint_every_steps,
-    )
+    intervals = (config.log_every_steps, config.checkpoint_every_steps)
     stops = [(step // every + 1) * every for every in intervals if every]
-    return min(step + longest, *stops)
+    return min(step + longest, plan.start_of(plan.epoch_of(step) + 1), *stops)
 
 
 def _is_checkpoint_due(
     config: config_lib.Config, plan: config_lib.Plan, step: int
 ) -> bool:
-    every = config.checkpoint_every_epochs * plan.steps_per_epoch
-    besides = config.checkpoint_every_steps
+    epochs, besides = plan.epoch_of(step), config.checkpoint_every_steps
+    is_epoch = step == plan.start_of(epochs)
     return (
         step == plan.total_steps
-        or step % every == 0
+        or (is_epoch and epochs % config.checkpoint_every_epochs == 0)
         or (besides is not None and step % besides == 0)
     )
 
@@ -259,11 +275,11 @@ class _Clock:
         return float(np.mean(self._laps[1:])) * (total_steps - self._step)
 
 
-def _require_finite(progress: Any, name: str, steps_per_epoch: int) -> None:
+def _require_finite(progress: Any, name: str, plan: config_lib.Plan) -> None:
     step = int(progress.bad_step)
     if not step:
         return
-    epoch = (step - 1) // steps_per_epoch + 1
+    epoch = plan.epoch_of(step - 1) + 1
     raise DivergedError(
         f"{name}: the loss became infinite or NaN at step {step} (epoch {epoch}); "
         f"{_DIVERGED}"
@@ -309,7 +325,7 @@ def _read_result(directory: Path) -> dict[str, Any] | None:
 
 
 def _write_result(task: Task, state: state_lib.TrainState) -> dict[str, Any]:
-    result = make_result(task.arm, state, task.directory)
+    result = make_result(task.arm, state, task.directory, task.config.batch_size)
     with _storage_errors(task):
         text = json.dumps(result, indent=2) + "\n"
         metrics_lib.write_atomically(task.directory / RESULT, text)

@@ -87,7 +87,7 @@ class Measure:
         steps = (step - 1) % self._config.log_every_steps + 1
         return {
             "step": step,
-            "epoch": step / self._plan.steps_per_epoch,
+            "epoch": self._plan.epochs_at(step),
             "learning_rate": self._rate(step),
             "train_loss": float(sums.loss) / steps,
             "train_accuracy": int(sums.correct) / (steps * self._config.batch_size),
@@ -106,8 +106,9 @@ class Measure:
         Returns:
           The line.
         """
-        length, step = self._plan.steps_per_epoch, int(state.step)
-        epoch = step // length
+        plan, step = self._plan, int(state.step)
+        epoch = plan.epoch_of(step)
+        length = step - plan.start_of(epoch - 1)
         variables = self._forward_variables(replicated)
         evaluated = self._evaluate(variables)
         summary = self._arm.summarize(state.params, state.opt_state)
@@ -121,6 +122,8 @@ class Measure:
             "test_accuracy": int(evaluated.correct) / int(evaluated.count),
             "sparsity": summary.total.sparsity,
             "topology_updates": int(self._updates[step]),
+            **self._arm.report(state.opt_state),
+            **self._arm.around.report(state.memory, epoch),
         }
         is_last = epoch == self._plan.epochs
         if epoch % self._config.dormant.every_epochs == 0 or is_last:
@@ -129,7 +132,8 @@ class Measure:
 
     def _rate(self, step: int) -> float:
         """The learning rate of the step that has just been made."""
-        return np.asarray(self._rate_of_step(np.int32(step - 1))).item()
+        step = self._plan.step_in_training(step - 1)
+        return np.asarray(self._rate_of_step(np.int32(step))).item()
 
     def _evaluate(self, variables: Any) -> evaluation_lib.EvalSums:
         # Summed on the host, in the type of the devices: the same every time.

@@ -39,15 +39,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file as a whole or not at all.
+    """Replaces a file of text as a whole or not at all.
 
     Args:
       path: the file.
       text: its new contents.
     """
+    replace_atomically(path, text.encode("utf-8"))
+
+
+def replace_atomically(path: Path, contents: bytes) -> None:
+    """Replaces a file as a whole or not at all.
+
+    Args:
+      path: the file.
+      contents: its new contents.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(contents)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -45,7 +45,7 @@ class Progress:
         self._task = self._bar.add_task(
             name,
             total=plan.epochs,
-            completed=step // plan.steps_per_epoch,
+            completed=plan.epoch_of(step),
             values="compiling",
         )
 

@@ -1,22 +1,25 @@
 """What a finished method is remembered by: its `result.json`."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import neurrev_jax
 from experiments.methods import Arm
+from experiments.procedures import freezing
 from experiments.training import metrics as metrics_lib
 from experiments.training.state import TrainState
 
 
-def make_result(arm: Arm, state: TrainState, directory: Path) -> dict[str, Any]:
+def make_result(
+    arm: Arm, state: TrainState, directory: Path, batch_size: int
+) -> dict[str, Any]:
     """Puts the result of a method together.
 
     Args:
       arm: the method.
       state: the final state.
       directory: the method's directory, with its metrics.
+      batch_size: examples of a batch over all devices.
 
     Returns:
       The result; accuracy is that of the final state, the best is beside it.
@@ -24,7 +27,9 @@ def make_result(arm: Arm, state: TrainState, directory: Path) -> dict[str, Any]:
     lines = metrics_lib.read_lines(directory / metrics_lib.METRICS)
     timing = metrics_lib.read_lines(directory / metrics_lib.TIMING)
     last = lines[-1]
-    best = max(lines, key=lambda line: line["test_accuracy"])
+    # Where training starts again, what is left in the end was trained last.
+    final = [line for line in lines if line.get("round") == last.get("round")]
+    best = max(final, key=lambda line: line["test_accuracy"])
     summary = arm.summarize(state.params, state.opt_state)
     return {
         "method": arm.name,
@@ -37,8 +42,10 @@ def make_result(arm: Arm, state: TrainState, directory: Path) -> dict[str, Any]:
         "dormant_rate": last["dormant_rate"],
         "dormant_rate_inner": last["dormant_rate_inner"],
         "topology_updates": last["topology_updates"],
+        **arm.around.report(state.memory, last["epoch"]),
         "epochs": last["epoch"],
         "steps": last["step"],
+        "examples_seen": last["step"] * batch_size,
         "seconds": sum(line["seconds"] for line in timing),
         "layers": [
             {
@@ -62,12 +69,4 @@ def in_order(summary: neurrev_jax.Summary) -> list[neurrev_jax.LayerSummary]:
     Returns:
       Its layers.
     """
-    return sorted(summary, key=_depth)
-
-
-def _depth(layer: neurrev_jax.LayerSummary) -> tuple[int, list[str | int]]:
-    first = layer.path.split("/")[0]
-    place = {"stem": 0, "layer_1": 0, "classifier": 2}.get(first, 1)
-    # Numbers by value: block_10 comes after block_9.
-    pieces = re.split(r"(\d+)", layer.path)
-    return place, [int(piece) if piece.isdigit() else piece for piece in pieces]
+    return sorted(summary, key=lambda layer: freezing.depth(layer.path))

@@ -8,6 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from experiments.methods import Arm
+from experiments.procedures.around import Memory
 
 AXIS = "batch"
 """Name of the axis that training is mapped over: the replicas."""
@@ -49,6 +50,7 @@ class TrainState(NamedTuple):
       opt_state: optimizer state, with the masks inside.
       key: threefry key data, uint32[2]; constant, folded with the epoch.
       progress: losses and accuracies so far.
+      memory: what the procedures around training remember.
     """
 
     step: Any
@@ -57,6 +59,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: Any
     progress: Progress
+    memory: Memory = Memory()
 
 
 def no_sums() -> Sums:
@@ -64,10 +67,22 @@ def no_sums() -> Sums:
     return Sums(jnp.float32(0), jnp.int32(0))
 
 
+def init_variables(model: nn.Module, images: jax.Array, seed: int) -> Any:
+    """The network before training; all methods of an experiment start from it.
+
+    Args:
+      model: the network.
+      images: any batch of the right shape.
+      seed: the run's seed.
+
+    Returns:
+      Its variables.
+    """
+    return model.init(jax.random.fold_in(jax.random.key(seed), 0), images)
+
+
 def init_state(model: nn.Module, arm: Arm, images: jax.Array, seed: int) -> TrainState:
     """The state before the first step.
-
-    All methods of an experiment start from the same weights.
 
     Args:
       model: the network.
@@ -79,16 +94,18 @@ def init_state(model: nn.Module, arm: Arm, images: jax.Array, seed: int) -> Trai
       The state, not replicated.
     """
     run_key = jax.random.key(seed)
-    variables = model.init(jax.random.fold_in(run_key, 0), images)
-    params = variables["params"]
-    opt_state = arm.tx.init(params)
+    variables = init_variables(model, images, seed)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    key = jax.random.fold_in(run_key, 1)
+    opt_state, memory = arm.around.start(params, batch_stats, arm.tx.init(params), key)
     return TrainState(
         step=jnp.int32(0),
         params=arm.sparsify(params, opt_state),
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=opt_state,
-        key=jax.random.key_data(jax.random.fold_in(run_key, 1)),
+        key=jax.random.key_data(key),
         progress=Progress(no_sums(), no_sums(), jnp.int32(0)),
+        memory=memory,
     )
 
 

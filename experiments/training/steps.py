@@ -16,9 +16,12 @@ import optax
 from flax import linen as nn
 from jax import lax
 
+from experiments.config import Plan
 from experiments.data.augment import augment, normalize
 from experiments.data.base import DataInfo, Split
 from experiments.methods import Arm
+from experiments.procedures import freezing, sieving
+from experiments.procedures.around import Memory
 from experiments.training.state import AXIS, Progress, Sums, TrainState, no_sums
 
 
@@ -34,8 +37,8 @@ class Recipe:
       label_smoothing: probability mass spread over all classes, in [0, 1).
       crop_padding: see `augment`.
       flip: see `augment`.
-      steps_per_epoch: after so many steps the sums of an epoch start anew.
       log_every_steps: after so many steps the sums of the step log start anew.
+      frozen_blocks: so many of the network's first blocks are frozen.
     """
 
     model: nn.Module
@@ -45,12 +48,21 @@ class Recipe:
     label_smoothing: float = 0.0
     crop_padding: int = 0
     flip: bool = False
-    steps_per_epoch: int = 1
     log_every_steps: int = 1
+    frozen_blocks: int = 0
+
+    @property
+    def plan(self) -> Plan:
+        """Durations in steps."""
+        return self.arm.around.plan
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, images: jax.Array, labels: jax.Array
+    recipe: Recipe,
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    examples: jax.Array | None = None,
 ) -> TrainState:
     """One optimizer step on one batch.
 
@@ -60,64 +72,91 @@ def train_step(
     on a replica of its own: A parts on one device and one part on each of A devices
     are the same step, unless batch norm takes its statistics over all devices.
 
+    Nothing is differentiated by frozen parameters, so nothing is propagated back
+    through the blocks that hold them.
+
     Args:
       recipe: network, method and the like.
       state: the state of this replica.
       images: [B, H, W, C] float32, normalized; A divides B.
       labels: [B].
+      examples: [B] int32, their numbers in the training set; needed where examples
+        are sieved.
 
     Returns:
       The new state.
     """
-    parts = recipe.accumulation_steps
+    parts, frozen_blocks = recipe.accumulation_steps, recipe.frozen_blocks
+    frozen = freezing.is_frozen(state.params, frozen_blocks)
+    frozen_stats = freezing.is_frozen(state.batch_stats, frozen_blocks)
+    model = recipe.model
+    if frozen_blocks:
+        model = model.clone(frozen_blocks=frozen_blocks)
 
-    def loss_fn(params: Any, part: tuple[jax.Array, jax.Array]) -> Any:
+    def loss_fn(trained: Any, part: tuple[jax.Array, jax.Array]) -> Any:
         images, labels = part
+        params = freezing.merge(trained, state.params, frozen)
         variables = {
             "params": recipe.arm.effective_params(params, state.opt_state),
             "batch_stats": state.batch_stats,
         }
         logits: Any
-        logits, new = recipe.model.apply(
+        logits, new = model.apply(
             variables, images, train=True, mutable=["batch_stats"]
         )
         losses = cross_entropy(logits, labels, recipe.label_smoothing)
-        correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
-        return jnp.mean(losses), (correct, new["batch_stats"])
+        correct = jnp.argmax(logits, axis=-1) == labels
+        stats = freezing.unfrozen(new["batch_stats"], frozen_stats)
+        return jnp.mean(losses), (correct, stats)
 
     def of_part(part: tuple[jax.Array, jax.Array]) -> Any:
-        return jax.value_and_grad(loss_fn, has_aux=True)(state.params, part)
+        trained = freezing.unfrozen(state.params, frozen)
+        value, grads = jax.value_and_grad(loss_fn, has_aux=True)(trained, part)
+        loss, (correct, batch_stats) = value
+        return (loss, batch_stats, grads), correct
 
     if parts == 1:
-        (loss, (correct, batch_stats)), grads = of_part((images, labels))
+        means, correct = of_part((images, labels))
     else:
         cut = jax.tree.map(
             lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]),
             (images, labels),
         )
-        summed, _ = lax.scan(
-            lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(part)), None),
-            jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype),
-                jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], cut)),
-            ),
-            cut,
-        )
-        (loss, (correct, batch_stats)), grads = summed
-        loss, batch_stats, grads = jax.tree.map(
-            lambda x: x / parts, (loss, batch_stats, grads)
-        )
-    grads, batch_stats, loss = lax.pmean((grads, batch_stats, loss), AXIS)
-    correct = lax.psum(correct, AXIS)
-    updates, opt_state = recipe.arm.tx.update(grads, state.opt_state, state.params)
+        like, _ = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], cut))
+
+        def add_part(sums: Any, part: tuple[jax.Array, jax.Array]) -> Any:
+            of_this, correct = of_part(part)
+            return jax.tree.map(jnp.add, sums, of_this), correct
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        sums, correct = lax.scan(add_part, zeros, cut)
+        means, correct = jax.tree.map(lambda x: x / parts, sums), correct.reshape(-1)
+    loss, batch_stats, grads = lax.pmean(means, AXIS)
+    grads = freezing.merge(grads, jax.tree.map(jnp.zeros_like, state.params), frozen)
+    options = {"frozen": frozen} if frozen_blocks else {}
+    updates, opt_state = recipe.arm.tx.update(
+        grads, state.opt_state, state.params, **options
+    )
+    hits = lax.psum(jnp.sum(correct, dtype=jnp.int32), AXIS)
     return TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
+        batch_stats=freezing.merge(batch_stats, state.batch_stats, frozen_stats),
         opt_state=opt_state,
         key=state.key,
-        progress=_count(recipe, state, Sums(loss, correct)),
+        progress=_count(recipe, state, Sums(loss, hits)),
+        memory=_remember(recipe, state.memory, examples, correct),
     )
+
+
+def _remember(
+    recipe: Recipe, memory: Memory, examples: jax.Array | None, correct: jax.Array
+) -> Memory:
+    """Notes how the examples of all devices were classified, where that matters."""
+    if recipe.arm.around.sieving is None:
+        return memory
+    seen = lax.all_gather((examples, correct), AXIS, tiled=True)
+    return memory._replace(sieve=sieving.observe(memory.sieve, *seen))
 
 
 def cross_entropy(
@@ -145,15 +184,16 @@ def _count(recipe: Recipe, state: TrainState, new: Sums) -> Progress:
     """Adds one step to what is reported."""
     old = state.progress
 
-    def add(sums: Sums, every: int) -> Sums:
-        is_first = state.step % every == 0
+    epoch_start = recipe.plan.start_of(recipe.plan.epoch_of(state.step))
+
+    def add(sums: Sums, is_first: jax.Array) -> Sums:
         kept = jax.tree.map(lambda z, x: jnp.where(is_first, z, x), no_sums(), sums)
         return jax.tree.map(jnp.add, kept, new)
 
     is_bad = ~jnp.isfinite(new.loss) & (old.bad_step == 0)
     return Progress(
-        epoch=add(old.epoch, recipe.steps_per_epoch),
-        window=add(old.window, recipe.log_every_steps),
+        epoch=add(old.epoch, state.step == epoch_start),
+        window=add(old.window, state.step % recipe.log_every_steps == 0),
         bad_step=jnp.where(is_bad, state.step + 1, old.bad_step),
     )
 
@@ -177,13 +217,16 @@ def make_train_on_memory(recipe: Recipe, batch_size: int) -> Callable[..., Train
       number of steps is the same compiled program.
     """
     per_device = batch_size // jax.device_count()
-    length = recipe.steps_per_epoch
+    plan, length = recipe.plan, recipe.plan.steps_per_epoch
 
     def train(state: TrainState, split: Split, steps: jax.Array) -> TrainState:
-        epoch = state.step // length
+        epoch = plan.epoch_of(state.step)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), epoch)
         order_key, augment_key = jax.random.split(key)
-        order = jax.random.permutation(order_key, split.labels.shape[0])
+        if recipe.arm.around.sieving is None:
+            order = jax.random.permutation(order_key, split.labels.shape[0])
+        else:
+            order = sieving.shuffle(state.memory.sieve, order_key)
         order = order[: length * batch_size].reshape(length, batch_size)
         start = lax.axis_index(AXIS) * per_device
 
@@ -191,7 +234,7 @@ def make_train_on_memory(recipe: Recipe, batch_size: int) -> Callable[..., Train
             return lax.dynamic_slice_in_dim(batch, start, per_device)
 
         def body(_: jax.Array, state: TrainState) -> TrainState:
-            step = state.step - epoch * length
+            step = state.step - plan.start_of(epoch)
             keys = jax.random.split(jax.random.fold_in(augment_key, step), batch_size)
             chosen = mine(order[step])
             images = augment(
@@ -201,7 +244,8 @@ def make_train_on_memory(recipe: Recipe, batch_size: int) -> Callable[..., Train
                 flip=recipe.flip,
             )
             labels = jnp.take(split.labels, chosen, axis=0)
-            return train_step(recipe, state, normalize(recipe.info, images), labels)
+            images = normalize(recipe.info, images)
+            return train_step(recipe, state, images, labels, chosen)
 
         return lax.fori_loop(0, steps, body, state)
 

@@ -1,0 +1,1 @@
+"""What goes around the steps of training: pruning in rounds, freezing, sieving."""
