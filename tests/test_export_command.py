@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +22,7 @@ from tflite_export import commands, errors, graph, latency, runs, verification
 pytestmark = [pytest.mark.xdist_group("export"), pytest.mark.loose_numerics]
 
 METHODS = ("neurrev", "static")
+SAMPLES = pathlib.Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +169,30 @@ def test_models_are_timed_beside_one_another(workdir, tmp_path, capsys):
     on_arm = {n: int(row["multiply_adds_on_arm"]) for n, row in by_name.items()}
     assert on_arm["dense"] == on_arm["int8"] == int(by_name["dense"]["multiply_adds"])
     assert on_arm["shift"] < int(by_name["shift"]["multiply_adds"])
+
+
+def test_what_a_phone_needs_is_written_and_what_it_said_is_read(
+    workdir, tmp_path, capsys
+):
+    out = tmp_path / "phone"
+    flags = ["--workdir", workdir, "--out", out, "--variants=dense,sparse"]
+    code, text, err = call(capsys, "android", "write", *flags)
+    assert (code, err) == (0, "")
+    assert "wrote 2 models" in text
+    names = {path.name for path in out.rglob("*") if path.is_file()}
+    assert names == {"README.md", "run.sh", "dense.tflite", "sparse.tflite"}
+
+    code, _, err = call(capsys, "android", "parse", out)
+    assert code == command.USAGE
+    assert "no results" in err
+    (out / "results").mkdir()
+    shutil.copy(
+        SAMPLES / "benchmark_model_cpu.txt", out / "results" / "dense.cpu.2.txt"
+    )
+    code, text, err = call(capsys, "android", "parse", out)
+    assert (code, err) == (0, "")
+    assert "| dense | cpu | 2 |" in text
+    assert (out / "report.csv").exists() and (out / "report.md").exists()
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def _title(run: Run) -> str:
     training = run.description["training"]
     return (
         f"{run.directory}: {run.description['model']['class']} for {training['data']}, "
-        f"trained by {training['method']} at {training['sparsity']:.0%} sparsity, "
+        f"trained by {training['method']} at {training['sparsity']:.2%} sparsity, "
         f"step {training['step']}"
     )
 

@@ -129,9 +129,9 @@ def read(model: bytes) -> Graph:
       ExportError: if these are not the contents of such a file.
       MissingExtraError: if LiteRT is not installed.
     """
-    parsed = _parse(model)
-    kinds = _names(import_schema().BuiltinOperator)
-    types = _names(import_schema().TensorType)
+    parsed = parse(model)
+    kinds = names_of(import_schema().BuiltinOperator)
+    types = names_of(import_schema().TensorType)
     graph = parsed.subgraphs[0]
     codes = [
         # Old files have the number in a field that ends at 127.
@@ -186,7 +186,7 @@ def with_metadata(model: bytes, name: str, text: str) -> bytes:
       ExportError: if these are not the contents of such a file.
     """
     schema = import_schema()
-    parsed = _parse(model)
+    parsed = parse(model)
     kept = [entry for entry in parsed.metadata or () if entry.name != name.encode()]
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(text.encode("utf-8"), np.uint8)
@@ -194,7 +194,7 @@ def with_metadata(model: bytes, name: str, text: str) -> bytes:
     entry = schema.MetadataT()
     entry.name, entry.buffer = name, len(parsed.buffers) - 1
     parsed.metadata = [*kept, entry]
-    return _pack(parsed)
+    return pack(parsed)
 
 
 def with_own_pads(model: bytes) -> bytes:
@@ -213,7 +213,7 @@ def with_own_pads(model: bytes) -> bytes:
       ExportError: if these are not the contents of such a file.
     """
     schema = import_schema()
-    parsed = _parse(model)
+    parsed = parse(model)
     graph = parsed.subgraphs[0]
     pad = {
         number
@@ -244,10 +244,21 @@ def with_own_pads(model: bytes) -> bytes:
     if len(new) == len(graph.operators):
         return model
     graph.operators = new
-    return _pack(parsed)
+    return pack(parsed)
 
 
-def _parse(model: bytes) -> Any:
+def parse(model: bytes) -> Any:
+    """The whole file as objects of the format's own classes, to change it.
+
+    Args:
+      model: contents of a .tflite file.
+
+    Returns:
+      A `ModelT`.
+
+    Raises:
+      ExportError: if these are not the contents of such a file.
+    """
     schema = import_schema()
     if len(model) < 8 or model[4:8] != _IDENTIFIER:
         raise ExportError(
@@ -257,7 +268,15 @@ def _parse(model: bytes) -> Any:
     return schema.ModelT.InitFromPackedBuf(model, 0)
 
 
-def _pack(parsed: Any) -> bytes:
+def pack(parsed: Any) -> bytes:
+    """Undoes `parse`.
+
+    Args:
+      parsed: a `ModelT`.
+
+    Returns:
+      Contents of a .tflite file.
+    """
     flatbuffers = import_flatbuffers()
 
     class AlignedBuilder(flatbuffers.Builder):
@@ -279,7 +298,8 @@ def _numbers(values: Any) -> tuple[int, ...]:
     return () if values is None else tuple(int(value) for value in values)
 
 
-def _names(enumeration: Any) -> dict[int, str]:
+def names_of(enumeration: Any) -> dict[int, str]:
+    """The names of the numbers of one of the format's enumerations."""
     return {
         value: name
         for name, value in vars(enumeration).items()

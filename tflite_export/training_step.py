@@ -29,11 +29,11 @@ from tflite_export.training_step_sgd import Function, Step, named
 Specs = dict[str, jax.ShapeDtypeStruct]
 
 # LiteRT and JAX round in another order, and a value next to 0 may fall on the other
-# side of a ReLU. What that does to gradients depends on the network: ResNet-32 at new
-# weights moves by 1 % of the norm when images change by a millionth. So that is
+# side of a ReLU. What that does to gradients depends on the network: those of VGG-19 at
+# new weights move by 2 % of their norm when images change by a millionth. So that is
 # measured, in JAX, and LiteRT may be a few times as far from JAX. A gradient that is
 # wrong differs by about its own norm.
-_ROUNDING, _TIMES = 1e-6, 5.0
+_ROUNDING, _SAMPLES, _TIMES = 1e-5, 2, 3.0
 # Also allowed, of the norm of an array and of that of all gradients together.
 _TOLERANCE, _NEGLIGIBLE = 1e-2, 1e-4
 
@@ -56,8 +56,8 @@ class TrainableModel:
     def operators(self) -> dict[str, dict[str, int]]:
         """How many operators of each kind each signature has, most frequent first."""
         schema = import_schema()
-        parsed = graph._parse(self.model)
-        kinds = graph._names(schema.BuiltinOperator)
+        parsed = graph.parse(self.model)
+        kinds = graph.names_of(schema.BuiltinOperator)
         codes = [
             kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
             for code in parsed.operatorCodes
@@ -303,7 +303,7 @@ def _to_tflite(signatures: Mapping[str, tuple[Function, Specs]]) -> bytes:
 
 def _rename(model: bytes, names: Mapping[str, tuple[list[str], list[str]]]) -> bytes:
     """Gives the inputs and outputs of the signatures their names."""
-    parsed = graph._parse(model)
+    parsed = graph.parse(model)
     for signature in parsed.signatureDefs:
         inputs, outputs = names[signature.signatureKey.decode()]
         for entries, wanted in (
@@ -312,7 +312,7 @@ def _rename(model: bytes, names: Mapping[str, tuple[list[str], list[str]]]) -> b
         ):
             for entry in entries:
                 entry.name = wanted[int(entry.name.decode().rsplit("_", 1)[1])]
-    return graph._pack(parsed)
+    return graph.pack(parsed)
 
 
 def _number(entry: Any) -> int:
@@ -346,15 +346,16 @@ def _check(model: TrainableModel, step: Function, specs: Specs) -> None:
         )
     compiled = jax.jit(step)
     wanted = compiled(inputs)
-    noise = rng.uniform(-_ROUNDING, _ROUNDING, size=specs["images"].shape)
-    images = inputs["images"] * (1 + noise).astype(np.float32)
-    rounded = compiled(inputs | {"images": images})
     gradients = [name for name in wanted if name.startswith(MOMENTUM)]
     negligible = _NEGLIGIBLE * _norm([_norm(wanted[name]) for name in gradients])
-    rounding = max(
-        _distance(rounded[name], wanted[name]) / (_norm(wanted[name]) + negligible)
-        for name in gradients
-    )
+    rounding = 0.0
+    for _ in range(_SAMPLES):
+        noise = rng.uniform(-_ROUNDING, _ROUNDING, size=specs["images"].shape)
+        images = inputs["images"] * (1 + noise).astype(np.float32)
+        near = compiled(inputs | {"images": images})
+        for name in gradients:
+            moved = _distance(near[name], wanted[name])
+            rounding = max(rounding, moved / (_norm(wanted[name]) + negligible))
     for name, array in runner.state.items():
         error = _distance(array, wanted[name])
         bound = (_TOLERANCE + _TIMES * rounding) * (_norm(wanted[name]) + negligible)

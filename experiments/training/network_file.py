@@ -61,13 +61,14 @@ class NetworkFile:
         params = self.arm.effective_params(state.params, state.opt_state)
         weights = {"params": params, "batch_stats": state.batch_stats}
         contents = {
-            "description": json.dumps(self._describe(int(state.step))),
+            "description": json.dumps(self._describe(state)),
             "weights": jax.tree.map(np.asarray, weights),
         }
         replace_atomically(self.path, serialization.msgpack_serialize(contents))
 
-    def _describe(self, step: int) -> dict[str, Any]:
-        info, config = self.info, self.config
+    def _describe(self, state: TrainState) -> dict[str, Any]:
+        info = self.info
+        summary = self.arm.summarize(state.params, state.opt_state)
         numbered = map(str, range(info.num_classes))
         return {
             "format": _FORMAT,
@@ -86,9 +87,9 @@ class NetworkFile:
             "training": {
                 "data": info.name,
                 "method": self.arm.name,
-                "sparsity": 0.0 if self.arm.method is None else config.sparsity,
-                "seed": config.seed,
-                "step": step,
+                "sparsity": summary.total.sparsity,
+                "seed": self.config.seed,
+                "step": int(state.step),
                 "test_examples": info.test_examples,
             },
         }
