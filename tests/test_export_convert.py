@@ -249,6 +249,27 @@ def test_each_rule_of_the_sparse_part_is_checked(options, why):
     assert why in found.reason
 
 
+def test_channels_that_a_method_removed_are_not_in_the_file():
+    apply, params, spec = network("resnet32")
+    params = jax.tree.map(np.array, params)
+    block = params["stage_3"]["block_2"]
+    block["norm_1"]["scale"][:20] = 0
+    block["norm_1"]["bias"][:20] = 0
+    block["conv_2"]["kernel"][:, :, :20] = 0
+    whole = export("resnet32", sparse=False)
+    exported = tflite_export.convert(apply, params, spec, sparse=False)
+    assert (whole.dead_channels, exported.dead_channels) == (0, 20)
+    found = {layer.name: layer for layer in layers.find(exported.graph)}
+    first = found["ResNet/stage_3/block_2/conv_1"].weights
+    second = found["ResNet/stage_3/block_2/conv_2"].weights
+    assert first.shape == (12, 3, 3, 32)
+    assert second.shape == (32, 3, 3, 12)
+    # 20 of 32 channels of two convolutions, in four bytes.
+    saved = 2 * 20 * 32 * 9 * 4
+    assert saved <= whole.size - exported.size < 1.5 * saved
+    assert tflite_export.verify(exported, [draw(1, 32, 32, 3)]).passed
+
+
 def perceptron(sparsity, size=64):
     rng = np.random.default_rng(0)
     weights = {

@@ -13,6 +13,7 @@ from tflite_export import commands
 from tflite_export.errors import ExportError, VerificationError
 
 FAILED_CHECK, USAGE = 3, 2
+_WIDTH = 110
 
 _EPILOG = """\
 exit codes: 0, done; 2, a request that cannot be met, with one sentence that says why;
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # What converts and checks models runs on the host, whatever else there is.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    console = Console()
+    # Into a file or a pipe tables are as wide as they need to be.
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     errors = Console(stderr=True)
     try:
         return options.command(options, console)

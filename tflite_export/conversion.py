@@ -39,6 +39,9 @@ def convert(
 ) -> Exported:
     """Converts a JAX function to a .tflite model, and sees that it runs.
 
+    Channels whose weights and bias are all zero, because the method removed them or no
+    weight of theirs is left, are cut out where only convolutions read them.
+
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, any function that JAX can trace. What it
         closes over becomes constant as well.
@@ -85,7 +88,8 @@ def convert(
         return apply_fn(params, *inputs)
 
     function, shifts = reference, rewrite == "shift"
-    if shifts or rewriting.count_dead_channels(reference, specs):
+    dead_channels = rewriting.count_dead_channels(reference, specs)
+    if shifts or dead_channels:
         function = rewriting.rewrite(reference, specs, shifts=shifts)
     model = _to_tflite(function, specs, precision, sparse, samples)
     if shifts:
@@ -98,6 +102,7 @@ def convert(
         inputs=specs,
         reference=jax.jit(reference),
         weights=weights_by_path(params),
+        dead_channels=dead_channels,
     )
     check(exported, None if samples is None else samples[0])
     return exported

@@ -28,6 +28,7 @@ class Exported:
       inputs: shape and type of every argument.
       reference: the function in JAX, with its weights, of these arguments.
       weights: by path, every weight of two or more axes, as it was given (masked).
+      dead_channels: how many channels that are always zero were cut out.
     """
 
     model: bytes
@@ -37,6 +38,7 @@ class Exported:
     inputs: tuple[jax.ShapeDtypeStruct, ...]
     reference: Callable[..., Any]
     weights: dict[str, np.ndarray]
+    dead_channels: int = 0
 
     @property
     def graph(self) -> graph_lib.Graph:

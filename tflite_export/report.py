@@ -30,8 +30,8 @@ def show_model(graph: Graph, size: int, gzipped_size: int, console: Console) -> 
     layers = cluster_lib.place(graph)
     table = Table(title="Layers with weights", title_justify="left")
     table.add_column("layer", no_wrap=True)
-    for column in ("kernel", "weights", "zero, %", "multiply-adds", "on Arm"):
-        table.add_column(column, justify="right")
+    for column in ("kernel", "weights", "zero, %", "M mult-adds", "on Arm"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, group in _by_name(layers).items():
         weights = sum(p.layer.weights.size for p in group)
         nonzero = sum(p.layer.weights.nonzero for p in group)
@@ -41,8 +41,8 @@ def show_model(graph: Graph, size: int, gzipped_size: int, console: Console) -> 
             kernel if len(group) == 1 else f"{len(group)} of {kernel}",
             f"{weights:,}",
             f"{100 * (1 - nonzero / weights):.2f}",
-            f"{sum(p.layer.multiply_adds for p in group):,}",
-            f"{sum(p.multiply_adds for p in group):,}",
+            f"{sum(p.layer.multiply_adds for p in group) / 1e6:.3f}",
+            f"{sum(p.multiply_adds for p in group) / 1e6:.3f}",
         )
     console.print(table)
     show_placement(layers, console)
