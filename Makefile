@@ -10,7 +10,7 @@ WORKDIR ?= runs/rn_digits
 # Tests run on (virtual) CPU devices wherever they run; training takes what it finds.
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-.PHONY: help setup run export test test-all lint format lock clean
+.PHONY: help setup run run-all export test test-all lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,6 +26,9 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 
 run: $(STAMP)  ## train a sparse network on handwritten digits, in a minute or two
 	$(BIN)/python -m experiments.main --config=$(CONFIG) --workdir=$(WORKDIR)
+
+run-all: $(STAMP)  ## train every method at two sparsities with three seeds, compare
+	$(BIN)/python -m experiments.sweep --workdir=runs/all
 
 export: $(STAMP)  ## make a .tflite model of what `make run` trained, checked
 	$(BIN)/python -m tflite_export convert --workdir=$(WORKDIR) \

@@ -212,9 +212,9 @@ def trained(name: str, rows: list[dict[str, Any]]) -> Figure:
         )
         axes.set_ylabel(_TRAINED[field])
         axes.set_ylim(bottom=0)
-        _frame(axes)
+        frame(axes)
     grid[-1, 0].set_xlabel("Training time (epochs)")
-    grid[0, 0].set_title(_label(name), fontsize=10)
+    grid[0, 0].set_title(label(name), fontsize=10)
     return figure
 
 
@@ -241,7 +241,7 @@ def layer_density(result: dict[str, Any]) -> Figure:
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     overall = 100 * (1 - result["sparsity"])
     axes.set_title(
-        f"{_label(name)}: {overall:.1f} % of all weights are active", fontsize=10
+        f"{label(name)}: {overall:.1f} % of all weights are active", fontsize=10
     )
     axes.set_xlim(0, min(115.0, max(density) * 1.15))
     axes.invert_yaxis()
@@ -255,11 +255,12 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    _frame(axes)
+    frame(axes)
     return figure, axes
 
 
-def _frame(axes: Axes) -> None:
+def frame(axes: Axes) -> None:
+    """Gives axes the look of all figures here: a light grid, two lines around."""
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -280,7 +281,7 @@ def _plot(
         color=color,
         linestyle=style,
         linewidth=1.8,
-        label=_label(name),
+        label=label(name),
         **options,
     )
 
@@ -303,7 +304,12 @@ def _finish(axes: Axes, until: float | None) -> None:
     )
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
+    """A method's name as its paper writes it.
+
+    >>> label("ac_dc")
+    'AC/DC'
+    """
     return _LABELS.get(name, name)
 
 
