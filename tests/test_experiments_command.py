@@ -75,7 +75,10 @@ def refuse(capsys, *args):
         (["--config.dormant.threshold=0.5"], "has no effect with dormant.criterion"),
         (["--config.method.neurrev.update_ratio=1.5"], "update_ratio=1.5"),
         (["--config.method.neurrev.scope=layers"], "scope='layers' is unknown"),
-        (["--config.method.set.ratio_schedule=cos"], "choose 'constant' or 'cosine'"),
+        (
+            ["--config.method.set.ratio_schedule=cos"],
+            "choose 'constant', 'cosine' or 'stages'",
+        ),
         (["--config.method.rigl.update_ratio=0.2"], "has no effect"),
         (["stray"], "unexpected argument 'stray'"),
         (["--wrkdir=x"], "Did you mean: workdir"),

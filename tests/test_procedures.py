@@ -320,7 +320,7 @@ def test_nothing_is_propagated_back_through_frozen_blocks():
     assert count(2) == count(2, parts=2) == 5 + 2 + 1
 
 
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("parts", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_frozen_blocks_stay_as_they_are_to_the_bit(parts):
     experiment, arm, start = prepared(
         "spfde",

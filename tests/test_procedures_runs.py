@@ -97,7 +97,7 @@ def assert_same_end(workdir, expected, arm):
         (LTH, "lth", ((40, False), (40, True))),
         # Where examples are exchanged, and in an epoch with a frozen block.
         (SPFDE, "spfde", ((16, False), (42, True))),
-        (REMOVAL, "static", ((26, True),)),
+        pytest.param(REMOVAL, "static", ((26, True),), marks=pytest.mark.full),
     ],
 )
 def test_a_run_killed_anywhere_ends_bit_for_bit_the_same(
