@@ -3,8 +3,8 @@
 import os
 import pathlib
 
-# Before JAX is imported: both are read when its backends start. What is tested is small:
-# optimizing its machine code takes longer than running it.
+# Before JAX is imported: both are read when its backends start. What is tested is
+# small: optimizing its machine code takes longer than running it.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
