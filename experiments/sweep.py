@@ -137,9 +137,35 @@ def plan(
                 training = Training(name, form, sparsity, seed, config, place)
                 command = main_lib.parse(training.argv)
                 assert command is not None
-                workdir.check(place, command.config)
+                _check(training, command.config)
                 trainings.append(training)
     return trainings
+
+
+def _check(training: Training, config: config_lib.Config) -> None:
+    """Raises UsageError where the directory holds something else.
+
+    What is finished counts whatever the options of methods that it does not use.
+    """
+    saved = training.workdir / workdir.CONFIG
+    if training.result() is None or not saved.exists():
+        workdir.check(training.workdir, config)
+        return
+    used = config_lib.methods_of(config, training.method)
+    unused = {f"method.{name}" for name in config_lib.METHODS if name not in used}
+    old = json.loads(saved.read_text(encoding="utf-8"))
+    changed = [
+        difference
+        for difference in config_lib.differences(
+            old, json.loads(config_lib.to_json(config))
+        )
+        if ".".join(difference.partition(":")[0].split(".")[:2]) not in unused
+    ]
+    if changed:
+        raise errors.UsageError(
+            f"{training.workdir} holds a training of another config "
+            f"({'; '.join(changed)}); choose another --workdir, or give the old values."
+        )
 
 
 def run(

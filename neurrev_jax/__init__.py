@@ -10,6 +10,7 @@
 """
 
 from neurrev_jax._src.base import (
+    Card,
     Context,
     Cost,
     EmptyState,
@@ -71,6 +72,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActivationStats",
+    "Card",
     "ChannelAxis",
     "ChannelGroup",
     "ChaseState",

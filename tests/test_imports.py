@@ -42,6 +42,7 @@ PUBLIC = {
     "Rewired",
     "Targets",
     "Cost",
+    "Card",
     "EmptyState",
     "NeurRevState",
     # Dormant neurons.

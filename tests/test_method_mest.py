@@ -88,6 +88,19 @@ def test_a_ratio_that_a_leaf_cannot_meet(memory, ratio, limit):
             tx.init({"kernel": jnp.ones((10, 10))})
 
 
+def test_a_soft_bound_leaves_full_leaves_as_they_are():
+    full = jnp.ones((4, 5), bool)
+    tx = neurrev_jax.sparse_transform(
+        optax.sgd(0.1),
+        neurrev_jax.mest(0.05, neurrev_jax.periodic(1), memory="soft"),
+        masks={"kernel": jnp.zeros((10, 10), bool).at[0].set(True), "full": full},
+    )
+    params = {"kernel": jnp.ones((10, 10)), "full": jnp.ones((4, 5))}
+    for _, state in harness.run(tx, params, 2)[1:]:
+        masks = neurrev_jax.get_masks(state)
+        assert masks["kernel"].sum() == 15 and masks["full"].all()
+
+
 def test_refusals_and_defaults():
     for options, match in (
         ({"memory": "typo"}, "memory='typo'"),

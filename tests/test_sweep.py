@@ -11,6 +11,8 @@ import textwrap
 
 import pytest
 
+from experiments import config as config_lib
+from experiments import main as main_lib
 from experiments import sweep
 from experiments.analysis import comparison
 from experiments.errors import UsageError
@@ -96,6 +98,24 @@ def test_nothing_is_planned_over_a_run_of_another_config(config, tmp_path):
         planned(config, tmp_path / "new", sparsities=(1.5,))
 
 
+def test_what_is_finished_depends_on_its_own_method_only(config, tmp_path):
+    training = planned(config, tmp_path)[0]
+    command = main_lib.parse(training.argv)
+    fields = json.loads(config_lib.to_json(command.config))
+    fields["method"]["chase"]["channel_floor"] = 0.125
+    saved = training.workdir / "config.json"
+    (training.workdir / "static").mkdir(parents=True)
+    saved.write_text(json.dumps(fields))
+    with pytest.raises(UsageError, match="holds a run of another config"):
+        planned(config, tmp_path)
+    (training.workdir / "static" / "result.json").write_text('{"test_accuracy": 1.0}')
+    assert planned(config, tmp_path)[0] == training
+    fields["method"]["static"]["init_mask"] = "magnitude"
+    saved.write_text(json.dumps(fields))
+    with pytest.raises(UsageError, match=r'method.static.init_mask: "magnitude" -> "r'):
+        planned(config, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("args", "complaint"),
     [
@@ -135,7 +155,7 @@ THREE = [
 
 
 def test_means_and_deviations_are_those_computed_by_hand():
-    [row] = comparison.summarize(THREE)
+    [row] = comparison.over_seeds(THREE)
     # Deviations -0.03, -0.01 and 0.04: squares 0.0009 + 0.0001 + 0.0016, over 2.
     assert row.accuracy == pytest.approx(0.93)
     assert row.accuracy_std == pytest.approx(0.0013**0.5)
@@ -146,7 +166,7 @@ def test_means_and_deviations_are_those_computed_by_hand():
 
 
 def test_the_table_has_a_line_per_method_and_columns_per_sparsity():
-    rows = comparison.summarize(
+    rows = comparison.over_seeds(
         [
             *THREE,
             result(0.8, sparsity=0.98),
@@ -171,7 +191,7 @@ def test_the_table_has_a_line_per_method_and_columns_per_sparsity():
 
 
 def test_the_figure_has_a_panel_per_sparsity_and_a_point_per_method():
-    rows = comparison.summarize(
+    rows = comparison.over_seeds(
         [*THREE, result(0.8, sparsity=0.98), result(0.99, "dense", sparsity=0.0)]
     )
     panels = comparison.draw(rows).axes

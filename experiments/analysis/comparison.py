@@ -72,7 +72,7 @@ class Row:
     seconds: float
 
 
-def summarize(results: Sequence[Result]) -> list[Row]:
+def over_seeds(results: Sequence[Result]) -> list[Row]:
     """Means and standard deviations over the seeds.
 
     Args:
@@ -83,7 +83,7 @@ def summarize(results: Sequence[Result]) -> list[Row]:
 
     >>> values = dict.fromkeys(("best_test_accuracy", "sparsity", "dormant_rate",
     ...     "topology_updates", "examples_seen", "seconds"), 0.5)
-    >>> rows = summarize([Result("set", "", 0.9, seed, {"test_accuracy": a, **values})
+    >>> rows = over_seeds([Result("set", "", 0.9, seed, {"test_accuracy": a, **values})
     ...     for seed, a in enumerate([0.5, 1.0])])
     >>> rows[0].seeds, rows[0].accuracy, round(rows[0].accuracy_std, 4)
     (2, 0.75, 0.3536)
@@ -138,7 +138,7 @@ def save_all(results: Sequence[Result], directory: Path) -> str:
     Returns:
       The table, in Markdown.
     """
-    rows = summarize(results)
+    rows = over_seeds(results)
     text = to_markdown(rows)
     write_atomically(directory / TABLE, text)
     write_atomically(directory / VALUES, to_csv(rows))
@@ -150,7 +150,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     """A line per row, with every field.
 
     Args:
-      rows: from `summarize`.
+      rows: from `over_seeds`.
 
     Returns:
       CSV with a header; an unknown standard deviation is left empty.
@@ -167,7 +167,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """A table with a line per method and a group of columns per sparsity.
 
     Args:
-      rows: from `summarize`.
+      rows: from `over_seeds`.
 
     Returns:
       The table; a method that was not trained at a sparsity has a dash there.
@@ -211,7 +211,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     """Mean test accuracy with error bars: a panel per sparsity, a line per method.
 
     Args:
-      rows: from `summarize`.
+      rows: from `over_seeds`.
 
     Returns:
       The figure; error bars are one standard deviation to either side.

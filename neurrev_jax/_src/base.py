@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 
@@ -13,6 +13,8 @@ Tree = Any
 # A condition on, or a number that depends on, the 1-based number of the call.
 Schedule = Callable[[jax.Array], jax.typing.ArrayLike]
 Ratio = Callable[[jax.Array], jax.typing.ArrayLike]
+
+_Described = TypeVar("_Described", bound=Callable[..., Any])
 
 
 class EmptyState(NamedTuple):
@@ -168,6 +170,33 @@ class Cost:
             )
         update = self.update[0] * f_sparse + self.update[1] * f_dense
         return (ordinary * interval + update) / (interval + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What a method goes by, in a few words: for tables, nothing computes with it.
+
+    As a decorator it makes itself the `card` of what it stands above.
+
+    Attributes:
+      prunes: which active entries go.
+      grows: which inactive entries come.
+      scope: over what entries compete: `"layer"`, `"global"` or in other words.
+
+    >>> @Card(prunes="smallest |w|", grows="at random")
+    ... def mine(update_ratio): ...
+    >>> mine.card.scope
+    'layer'
+    """
+
+    prunes: str
+    grows: str = "nothing"
+    scope: str = "layer"
+
+    def __call__(self, described: _Described) -> _Described:
+        """Attaches the card."""
+        described.card = self  # pyright: ignore[reportFunctionMemberAccess]
+        return described
 
 
 def never(t: jax.Array) -> bool:

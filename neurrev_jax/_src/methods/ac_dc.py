@@ -14,6 +14,11 @@ from neurrev_jax._src.methods import ramp as ramp_lib
 _PHASES = schedules.phases([*range(10_000, 80_000, 5_000), 85_000])
 
 
+@base.Card(
+    prunes="smallest |w|, in sparse phases",
+    grows="everything, in dense phases",
+    scope="global",
+)
 def ac_dc(
     schedule: schedules.Phases = _PHASES,
     *,

@@ -36,6 +36,11 @@ class ChaseState(NamedTuple):
         return rigl.GradientGrowthState(self.dense_next).gradient_masks(masks)
 
 
+@base.Card(
+    prunes="smallest |w|, and channels of the smallest mean |w|",
+    grows="largest |gradient|",
+    scope="global",
+)
 def chase(
     update_ratio: float | base.Ratio = 0.05,
     schedule: base.Schedule | None = None,

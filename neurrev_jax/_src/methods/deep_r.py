@@ -20,6 +20,7 @@ class DeepRState(NamedTuple):
     positive: base.Masks
 
 
+@base.Card(prunes="weights that crossed zero", grows="at random, the sign given")
 def deep_r(
     temperature: float | base.Ratio = 1e-5,
     schedule: base.Schedule | None = None,

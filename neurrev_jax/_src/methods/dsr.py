@@ -21,6 +21,11 @@ class DsrState(NamedTuple):
     pruned: jax.Array
 
 
+@base.Card(
+    prunes="|w| below an adaptive threshold",
+    grows="at random, where most survived",
+    scope="global",
+)
 def dsr(
     update_ratio: float | base.Ratio | None = None,
     schedule: base.Schedule | None = None,

@@ -10,6 +10,7 @@ from neurrev_jax._src.methods import exchange, globally
 from neurrev_jax._src.methods import ramp as ramp_lib
 
 
+@base.Card(prunes="smallest |w|")
 def gradual_magnitude(
     schedule: base.Schedule | None = None,
     *,

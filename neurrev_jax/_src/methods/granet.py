@@ -8,6 +8,9 @@ from neurrev_jax._src.methods import exchange, globally, rigl
 from neurrev_jax._src.methods import ramp as ramp_lib
 
 
+@base.Card(
+    prunes="smallest |w|, twice", grows="largest |gradient|", scope="global, then layer"
+)
 def granet(
     update_ratio: float | base.Ratio = 0.5,
     schedule: base.Schedule | None = None,

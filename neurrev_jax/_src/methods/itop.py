@@ -27,6 +27,7 @@ class ItopState(NamedTuple):
         return jax.tree.map(lambda m: m | self.dense_next, masks)
 
 
+@base.Card(prunes="smallest |w|", grows="largest |gradient|, or at random")
 def itop(
     update_ratio: float | base.Ratio = 0.5,
     schedule: base.Schedule | None = None,

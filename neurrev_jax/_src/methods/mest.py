@@ -10,6 +10,7 @@ from neurrev_jax._src import base, ratios, schedules, topology
 from neurrev_jax._src.methods import exchange, static
 
 
+@base.Card(prunes="smallest |w| + weight * |gradient|", grows="at random")
 def mest(
     update_ratio: float | base.Ratio = 0.02,
     schedule: base.Schedule | None = None,
@@ -52,7 +53,8 @@ def mest(
     Raises:
       ValueError: for a ratio outside [0, 1], an unknown option, a negative
         `gradient_weight`, or (from the transformation's `init`) a ratio that exceeds
-        the density of a leaf (hard) or its sparsity (soft).
+        the density of a leaf (hard) or its sparsity (soft). A leaf without an inactive
+        entry stays as it is under a soft bound.
 
     >>> mest(ratios.piecewise([0.05, 0.025, 0.0], [900, 1200]), memory="soft").name
     'mest'
@@ -113,6 +115,8 @@ def _require_feasible(
         if isinstance(active, Tracer):
             continue
         limit = int(active) if memory == "hard" else size - int(active)
+        if memory == "soft" and not limit:
+            continue  # Full, as ERK leaves the smallest layers: nothing to gain.
         if int(highest * size) > limit:
             what = "active" if memory == "hard" else "inactive"
             raise ValueError(

@@ -47,6 +47,9 @@ class _FirstToo:
         return jnp.asarray(self.schedule(t)) | (jnp.asarray(t) == 1)
 
 
+@base.Card(
+    prunes="smallest |w|, and negative weights that changed least", grows="at random"
+)
 def neurrev(
     update_ratio: float | base.Ratio = 0.1,
     schedule: base.Schedule | None = None,
@@ -62,7 +65,7 @@ def neurrev(
     slots: Literal["zero", "keep"] = "zero",
     init_mask: Literal["random", "magnitude"] = "random",
 ) -> base.Method:
-    """Neuron revitalization (NeurRev, section 2.2, Algorithms 1 and 2).
+    """Neuron revitalization (NeurRev; Li et al., 2024, Algorithms 1 and 2).
 
     A topology update prunes k weights of each leaf by magnitude, grows k + a at
     random, and awakes: of the negative weights it prunes the a that changed least

@@ -40,6 +40,7 @@ class PowerpropState(NamedTuple):
         return needed(masks) if needed else masks
 
 
+@base.Card(prunes="as its host", grows="as its host", scope="as its host")
 def powerprop(
     host: base.Method | None = None,
     alpha: float = 2.0,

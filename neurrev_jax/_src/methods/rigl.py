@@ -33,6 +33,7 @@ def dense_calls(
     )
 
 
+@base.Card(prunes="smallest |w|", grows="largest |gradient|")
 def rigl(
     update_ratio: float | base.Ratio = 0.3,
     schedule: base.Schedule | None = None,

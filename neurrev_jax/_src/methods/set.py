@@ -9,6 +9,7 @@ from neurrev_jax._src import base, ratios, rows, schedules, topology
 from neurrev_jax._src.methods import static
 
 
+@base.Card(prunes="smallest |w| of either sign", grows="at random")
 def set_(
     update_ratio: float | base.Ratio = 0.3,
     schedule: base.Schedule | None = None,

@@ -25,6 +25,9 @@ class SnfsState(NamedTuple):
         return jax.tree.map(jnp.ones_like, masks)
 
 
+@base.Card(
+    prunes="smallest |w|", grows="largest |momentum|", scope="layer, redistributed"
+)
 def snfs(
     update_ratio: float | base.Ratio = 0.5,
     schedule: base.Schedule | None = None,

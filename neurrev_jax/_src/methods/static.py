@@ -19,6 +19,7 @@ class HeldState(NamedTuple):
         return masks
 
 
+@base.Card(prunes="nothing")
 def static(
     *,
     init_mask: Literal["random", "magnitude"] = "random",

@@ -37,6 +37,7 @@ class TopKastState(NamedTuple):
         return self.backward
 
 
+@base.Card(prunes="what others overtook in |w|", grows="largest |w| held")
 def top_kast(
     exploration_ratio: float | base.Ratio = 0.1,
     schedule: base.Schedule | None = None,

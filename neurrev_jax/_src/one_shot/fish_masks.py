@@ -11,6 +11,7 @@ from neurrev_jax._src import paths as paths_lib
 from neurrev_jax._src.one_shot import chosen as chosen_lib
 
 
+@base.Card(prunes="smallest sum over examples of (dL/dw)^2")
 def fish_masks(
     params: base.Params,
     sparsity: Any = 0.9,

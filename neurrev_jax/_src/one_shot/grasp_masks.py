@@ -12,6 +12,7 @@ from neurrev_jax._src import paths as paths_lib
 from neurrev_jax._src.one_shot import chosen as chosen_lib
 
 
+@base.Card(prunes="largest -w (H g)")
 def grasp_masks(
     params: base.Params,
     sparsity: Any = 0.9,

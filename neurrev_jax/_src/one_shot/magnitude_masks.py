@@ -9,6 +9,7 @@ from neurrev_jax._src import paths as paths_lib
 from neurrev_jax._src.one_shot import chosen as chosen_lib
 
 
+@base.Card(prunes="smallest |w|")
 def magnitude_masks(
     params: base.Params,
     sparsity: Any = 0.9,

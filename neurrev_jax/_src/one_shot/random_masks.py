@@ -9,6 +9,7 @@ from neurrev_jax._src import base, distributions, selection, transform
 from neurrev_jax._src import paths as paths_lib
 
 
+@base.Card(prunes="at random")
 def random_masks(
     params: base.Params,
     sparsity: Any = 0.9,

@@ -11,6 +11,7 @@ from neurrev_jax._src import paths as paths_lib
 from neurrev_jax._src.one_shot import chosen as chosen_lib
 
 
+@base.Card(prunes="smallest |w dL/dw|")
 def snip_masks(
     params: base.Params,
     sparsity: Any = 0.9,

@@ -15,6 +15,7 @@ _LARGEST_EXPONENT = 120
 _EXPONENT_STEP = 30
 
 
+@base.Card(prunes="smallest |w dR/dw|, R the sum of outputs, in rounds")
 def synflow_masks(
     params: base.Params,
     sparsity: Any = 0.9,
