@@ -17,6 +17,8 @@ from experiments.training.metrics import write_atomically
 
 TABLE, VALUES, FIGURE = "sweep.md", "sweep.csv", "sweep.png"
 
+# Points below the best within which results are on one scale.
+_SPAN = 20.0
 # One per sparsity: Okabe and Ito's colors, told apart with any color vision.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
@@ -214,7 +216,8 @@ def draw(rows: Sequence[Row]) -> Figure:
       rows: from `over_seeds`.
 
     Returns:
-      The figure; error bars are one standard deviation to either side.
+      The figure; error bars are one standard deviation to either side. A method that
+      is far below all others is named by its value at the left edge.
     """
     targets, methods = _targets(rows), list(dict.fromkeys(row.method for row in rows))
     figure = Figure(
@@ -224,8 +227,17 @@ def draw(rows: Sequence[Row]) -> Figure:
     )
     FigureCanvasAgg(figure)
     grid = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
+    best = 100 * max(row.accuracy for row in rows)
+    near = [row for row in rows if 100 * row.accuracy > best - _SPAN]
+    low = min(100 * (row.accuracy - (row.accuracy_std or 0)) for row in near)
+    left = low - 0.05 * (best - low) - 0.1
     for axes, target, color in zip(grid, targets, itertools.cycle(_COLORS)):
-        shown = _at(rows, target)
+        everything = _at(rows, target)
+        shown = {name: row for name, row in everything.items() if row in near}
+        for method in everything.keys() - shown.keys():
+            value = 100 * everything[method].accuracy
+            at = (left, methods.index(method))
+            axes.annotate(f"← {value:.1f}", at, fontsize=7, color=color, va="center")
         axes.errorbar(
             [100 * row.accuracy for row in shown.values()],
             [methods.index(method) for method in shown],
@@ -236,6 +248,7 @@ def draw(rows: Sequence[Row]) -> Figure:
             capsize=2,
             linewidth=1,
         )
+        axes.set_xlim(left=left)
         axes.set_title(f"{100 * target:g} % sparsity", fontsize=10)
         axes.set_xlabel("Test accuracy (%)", fontsize=9)
         axes.tick_params(labelsize=8)
