@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from tflite_export import folding
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _ENTRY_CHANNELS = 3
 # Recorded calls that are the same as the operations inside, when nothing is
 # differentiated.
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
-# Of one value, or of one and a constant: what makes zero of zero.
-_ZERO_STAYS_ZERO = ("max", "min", "mul", "neg", "tanh", "abs")
 # Operations that a sparse part goes through unharmed.
 _ELEMENTWISE = ("add", "mul", "max", "min", "neg", "logistic", "tanh", "exp", "abs")
 
@@ -79,7 +79,7 @@ def rewrite(
 
     def rewritten(*inputs: Any) -> Any:
         walk = _Walk(shifts)
-        values = [_Computed(jnp.asarray(x), inside=False) for x in inputs]
+        values = [folding.Computed(jnp.asarray(x), inside=False) for x in inputs]
         outputs = walk.run(recorded.jaxpr, recorded.consts, values)
         return structure.unflatten(walk.array(value) for value in outputs)
 
@@ -102,60 +102,12 @@ def count_dead_channels(
     walk = _Walk(shifts=False)
 
     def count(*inputs: Any) -> Any:
-        values = [_Computed(x, inside=False) for x in inputs]
+        values = [folding.Computed(x, inside=False) for x in inputs]
         outputs = walk.run(recorded.jaxpr, recorded.consts, values)
         return [walk.array(value) for value in outputs]
 
     jax.eval_shape(count, *specs)
     return walk.dead_channels
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Known:
-    """A value that does not depend on the inputs."""
-
-    array: Any
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Computed:
-    """A value that does.
-
-    Attributes:
-      array: its value.
-      inside: whether it lies in the sparse part.
-      live: the channels that it holds; None for all of them.
-    """
-
-    array: Any
-    inside: bool
-    live: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Convolved:
-    """A convolution that nobody has read yet, so that it can still absorb a scale.
-
-    Attributes:
-      source: what it is a convolution of, [B, H, W, C].
-      kernel: float64 [K, K, C, O].
-      bias: float64 [O].
-      settings: as recorded.
-      scope: the names of the modules it stands in.
-      after: elementwise operations that leave zero as it is, done to it since: the
-        recorded operation, its arguments (None for the value itself), its scope.
-      readers: how many operations read it.
-      memory: where its array is kept once it has been computed.
-    """
-
-    source: _Computed
-    kernel: np.ndarray
-    bias: np.ndarray
-    settings: dict[str, Any]
-    scope: str
-    after: tuple[tuple[Any, tuple[Any, ...], str], ...] = ()
-    readers: int = 0
-    memory: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class _Walk:
@@ -178,15 +130,15 @@ class _Walk:
             if not hasattr(atom, "val")
         )
         values: dict[Any, Any] = {}
-        values.update(zip(jaxpr.constvars, map(_Known, consts), strict=True))
+        values.update(zip(jaxpr.constvars, map(folding.Known, consts), strict=True))
         for variable, value in zip(jaxpr.invars, inputs, strict=True):
-            if isinstance(value, _Convolved):
+            if isinstance(value, folding.Convolved):
                 count = max(value.readers, readers[variable])
                 value = dataclasses.replace(value, readers=count)
             values[variable] = value
 
         def value_of(atom: Any) -> Any:
-            return _Known(atom.val) if hasattr(atom, "val") else values[atom]
+            return folding.Known(atom.val) if hasattr(atom, "val") else values[atom]
 
         for equation in jaxpr.eqns:
             arguments = [value_of(atom) for atom in equation.invars]
@@ -194,14 +146,18 @@ class _Walk:
             within = "/".join(name for name in (scope, inner) if name)
             results = self._apply(equation, arguments, within)
             for variable, result in zip(equation.outvars, results, strict=True):
-                if isinstance(result, _Convolved):
+                if isinstance(result, folding.Convolved):
                     result = dataclasses.replace(result, readers=readers[variable])
                 values[variable] = result
         return [value_of(atom) for atom in jaxpr.outvars]
 
     def array(self, value: Any) -> Any:
         """The array that a value stands for."""
-        return value.array if isinstance(value, _Known) else self._computed(value).array
+        return (
+            value.array
+            if isinstance(value, folding.Known)
+            else self._computed(value).array
+        )
 
     def _apply(self, equation: Any, arguments: list[Any], scope: str) -> list[Any]:
         name = equation.primitive.name
@@ -209,21 +165,27 @@ class _Walk:
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
             recording = getattr(inner, "jaxpr", inner)
             return self.run(recording, getattr(inner, "consts", ()), arguments, scope)
-        if all(isinstance(argument, _Known) for argument in arguments):
+        if all(isinstance(argument, folding.Known) for argument in arguments):
             with jax.ensure_compile_time_eval():
-                return [_Known(x) for x in self._bind(equation, arguments, scope)]
+                return [
+                    folding.Known(x) for x in self._bind(equation, arguments, scope)
+                ]
         if name == "conv_general_dilated":
             source, kernel = arguments
             conv = self._convolve(equation.params, source, kernel, scope)
         else:
-            conv = _absorb(name, arguments) or _follow(equation, arguments, scope)
+            conv = folding.absorb(name, arguments) or folding.follow(
+                equation, arguments, scope
+            )
         if conv is not None:
             return [conv]
         # First, so that a convolution is computed in its own scope.
-        dynamic = [self._computed(a) for a in arguments if not isinstance(a, _Known)]
+        dynamic = [
+            self._computed(a) for a in arguments if not isinstance(a, folding.Known)
+        ]
         inside = name in _ELEMENTWISE and all(value.inside for value in dynamic)
         results = self._bind(equation, arguments, scope)
-        return [_Computed(x, inside) for x in results]
+        return [folding.Computed(x, inside) for x in results]
 
     def _bind(self, equation: Any, arguments: list[Any], scope: str) -> list[Any]:
         """Computes an operation as it was recorded."""
@@ -235,23 +197,23 @@ class _Walk:
 
     def _convolve(
         self, settings: dict[str, Any], source: Any, kernel: Any, scope: str
-    ) -> _Convolved | None:
+    ) -> folding.Convolved | None:
         """The convolution, not computed yet; None for one of a foreign kind."""
-        if isinstance(source, _Known) or not isinstance(kernel, _Known):
+        if isinstance(source, folding.Known) or not isinstance(kernel, folding.Known):
             return None
         if not _is_channels_last(settings) or settings["batch_group_count"] != 1:
             return None
         weights = np.asarray(kernel.array, np.float64)
         bias = np.zeros(weights.shape[-1])
         is_plain = settings["feature_group_count"] == 1 and _is_undilated(settings)
-        if is_plain and isinstance(source, _Convolved) and source.readers == 1:
+        if is_plain and isinstance(source, folding.Convolved) and source.readers == 1:
             source = self._without_dead_channels(source)
             weights = weights[:, :, slice(None) if source.live is None else source.live]
         else:
             source = self._computed(source)
-        return _Convolved(source, weights, bias, settings, scope)
+        return folding.Convolved(source, weights, bias, settings, scope)
 
-    def _without_dead_channels(self, conv: _Convolved) -> _Computed:
+    def _without_dead_channels(self, conv: folding.Convolved) -> folding.Computed:
         """A convolution that only another one reads."""
         is_live = conv.kernel.any(axis=(0, 1, 2)) | (conv.bias != 0)
         live = np.flatnonzero(is_live)
@@ -264,8 +226,8 @@ class _Walk:
         )
         return dataclasses.replace(self._computed(fewer), live=live)
 
-    def _computed(self, value: Any) -> _Computed:
-        if isinstance(value, _Computed):
+    def _computed(self, value: Any) -> folding.Computed:
+        if isinstance(value, folding.Computed):
             return value
         if "value" not in value.memory:
             with jax.named_scope(value.scope):
@@ -273,11 +235,11 @@ class _Walk:
             for equation, arguments, scope in value.after:
                 filled = [computed if a is None else a for a in arguments]
                 (array,) = self._bind(equation, filled, scope)
-                computed = _Computed(array, computed.inside)
+                computed = folding.Computed(array, computed.inside)
             value.memory["value"] = computed
         return value.memory["value"]
 
-    def _compute(self, conv: _Convolved) -> _Computed:
+    def _compute(self, conv: folding.Convolved) -> folding.Computed:
         source, settings = conv.source, conv.settings
         size, stride = conv.kernel.shape[:2], tuple(settings["window_strides"])
         dtype = source.array.dtype
@@ -304,7 +266,9 @@ class _Walk:
             kernel = np.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0)))
         if not (source.inside and is_rewritable):
             inside = is_entry or (source.inside and is_depthwise)
-            return _Computed(_plain(source.array, kernel, bias, settings), inside)
+            return folding.Computed(
+                _plain(source.array, kernel, bias, settings), inside
+            )
         total = None
         taps = [
             (i, j) for i in range(size[0]) for j in range(size[1]) if kernel[i, j].any()
@@ -317,9 +281,9 @@ class _Walk:
                 dimension_numbers=_NHWC,
             )  # fmt: skip
             total = term + bias if total is None else total + term
-        return _Computed(total, inside=True)
+        return folding.Computed(total, inside=True)
 
-    def _enter(self, source: _Computed) -> _Computed:
+    def _enter(self, source: folding.Computed) -> folding.Computed:
         """Into the sparse part, if images of so many channels can be brought there."""
         x = source.array
         if x.ndim != 4 or x.shape[-1] > _ENTRY_CHANNELS:
@@ -346,9 +310,11 @@ class _Walk:
                     dimension_numbers=_NHWC,
                 )
             self._kept.append(x)
-        return _Computed(self._shifted[key], inside=True)
+        return folding.Computed(self._shifted[key], inside=True)
 
-    def _shift(self, source: _Computed, down: int, right: int, stride: int) -> Any:
+    def _shift(
+        self, source: folding.Computed, down: int, right: int, stride: int
+    ) -> Any:
         """What lies so many pixels down and right of every stride-th pixel."""
         x = source.array
         if (down, right, stride) == (0, 0, 1):
@@ -366,71 +332,6 @@ class _Walk:
                 )  # fmt: skip
             self._kept.append(x)
         return self._shifted[key]
-
-
-def _follow(equation: Any, arguments: list[Any], scope: str) -> _Convolved | None:
-    """The convolution with ReLU or the like behind it; None for other operations."""
-    if equation.primitive.name not in _ZERO_STAYS_ZERO:
-        return None
-    convs = [a for a in arguments if isinstance(a, _Convolved)]
-    others = [a for a in arguments if not isinstance(a, _Convolved)]
-    is_alone = len(convs) == 1 and convs[0].readers == 1 and not convs[0].memory
-    if not is_alone or not all(
-        # A number fits whatever channels there are; zero has to stay zero.
-        isinstance(a, _Known)
-        and np.ndim(a.array) == 0
-        and (equation.primitive.name == "mul" or float(a.array) == 0)
-        for a in others
-    ):
-        return None
-    conv = convs[0]
-    blanks = tuple(None if a is conv else a for a in arguments)
-    step = (equation, blanks, scope)
-    return dataclasses.replace(conv, after=(*conv.after, step), memory={})
-
-
-def _absorb(name: str, arguments: list[Any]) -> _Convolved | None:
-    """The convolution with a per-channel operation in it, or None if that cannot be."""
-    if name not in ("add", "sub", "mul", "div") or len(arguments) != 2:
-        return None
-    left, right = arguments
-    if isinstance(left, _Convolved) and isinstance(right, _Known):
-        conv, other = left, _per_channel(right, left)
-    elif isinstance(right, _Convolved) and isinstance(left, _Known):
-        conv, other = right, _per_channel(left, right)
-    else:
-        return None
-    if other is None or conv.memory or conv.after:
-        return None
-    kernel, bias = conv.kernel, conv.bias
-    if name == "add":
-        bias = bias + other
-    elif name == "mul":
-        kernel, bias = kernel * other, bias * other
-    elif conv is right:
-        # A constant minus it; one divided by it is no convolution any more.
-        if name == "div":
-            return None
-        kernel, bias = -kernel, other - bias
-    elif name == "sub":
-        bias = bias - other
-    else:
-        kernel, bias = kernel / other, bias / other
-    return dataclasses.replace(conv, kernel=kernel, bias=bias, memory={})
-
-
-def _per_channel(known: _Known, conv: _Convolved) -> np.ndarray | None:
-    """A constant as one number per output channel, or None if it is not that."""
-    array = np.asarray(known.array, np.float64)
-    channels = conv.bias.shape[0]
-    if array.ndim == 0:
-        return np.full(channels, array)
-    if array.shape[-1] not in (1, channels):
-        return None
-    rows = array.reshape(-1, array.shape[-1])
-    if not (rows == rows[:1]).all():
-        return None
-    return np.broadcast_to(rows[0], (channels,))
 
 
 def _plain(x: Any, kernel: Any, bias: Any, settings: dict[str, Any]) -> Any:
