@@ -272,6 +272,12 @@ def _train_all(trainings: Iterable[Training], cache: str) -> None:
     for training in trainings:
         if _train(training) in _STOPPED:
             return
+        # Not before it has read the environment above.
+        import jax
+
+        # The programs of sixty trainings take gigabytes, and the bookkeeping of so
+        # much compiled code has been seen to crash.
+        jax.clear_caches()
 
 
 def _train(training: Training) -> int:
