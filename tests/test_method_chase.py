@@ -267,7 +267,14 @@ def test_without_channels_to_remove_norm_parameters_have_no_masks():
         ({"channel_sparsity": 0.3}, "needs groups="),
         ({"channel_floor": 0.0}, "channel_floor=0"),
         ({"channel_sparsity": 0.6, "groups": groups()}, r"of 18 channels 9 stay"),
-        ({"channel_window": (4, 2)}, "channel_window"),
+        (
+            {
+                "channel_sparsity": 0.3,
+                "groups": groups(),
+                "channel_window": (4, 2),
+            },
+            "channel_window",
+        ),
         ({"schedule": neurrev_jax.periodic(10, until=500)}, "soft_until"),
     ],
 )
@@ -282,7 +289,30 @@ def test_groups_and_masks_have_to_fit():
     other["c"]["kernel"] = jnp.ones((8, 6))
     with pytest.raises(ValueError, match=r"c/kernel of shape \(8, 5\)"):
         transform(method).init(other)
+
+
+def test_given_masks_may_leave_norms_dense_and_layers_empty():
+    """What is not counted loses channels only; an empty leaf may grow."""
+    method = neurrev_jax.chase(
+        0.1,
+        neurrev_jax.periodic(1),
+        groups=groups(),
+        channel_sparsity=0.3,
+        channel_window=(0, 1),
+        soft_until=1,
+    )
     masks = jax.tree.map(lambda p: p > 0, params())
-    masks["norm"]["scale"] = jnp.array(True)
-    with pytest.raises(ValueError, match="norm/scale dense"):
-        transform(method, masks=masks).init(params())
+    masks["norm"]["scale"] = masks["a"]["bias"] = jnp.array(True)
+    masks["c"]["kernel"] = jnp.zeros_like(masks["c"]["kernel"])
+    tx, tree = transform(method, masks=masks), params()
+    state = tx.init(tree)
+    asked = sum(harness.counts(state.masks)[path] for path in KERNELS)
+    gradient = jax.tree.map(lambda p: 0.01 * p, params(1))
+    gradient["c"]["kernel"] = gradient["c"]["kernel"] * 1e4
+    _, state = jax.jit(tx.update)(gradient, state, neurrev_jax.sparsify(tree, state))
+    gone = [~there for there in left(state)]
+    assert sum(int(g.sum()) for g in gone) == 5
+    for path in ("a/bias", "norm/scale"):
+        np.testing.assert_array_equal(harness.leaves(state.masks)[path], ~gone[0])
+    assert total(state) == asked + 18
+    assert harness.leaves(state.masks)["c/kernel"].any()

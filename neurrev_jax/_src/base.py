@@ -72,6 +72,9 @@ class Context:
       masks: masks before this call's topology update.
       targets: tree of int32[]: how many entries of each leaf the caller asked for
         (before `Method.start` changed them); 0 for leaves that are to be dense.
+      counted: tree of bool (Python's): whether the entries of the leaf are among
+        those that the caller asked for a number of; False for leaves that are to be
+        dense, even where `Method.start` gave them a mask of their shape.
       method_state: the method's state (after `observe`, in `rewire`).
       extra: further keyword arguments of `update`.
       frozen: tree of bool (or a prefix of one), True where the caller froze the
@@ -84,6 +87,7 @@ class Context:
     grads: Params | None
     masks: Masks
     targets: Tree
+    counted: Tree
     method_state: Any
     extra: Mapping[str, Any]
     frozen: Tree | None = None
@@ -97,13 +101,19 @@ class Rewired(NamedTuple):
       method_state: the new method state, of the old structure and types.
       grown: starting values of newly active entries, a tree like the parameters,
         or None for zeros. A method gives always one or always the other.
-      reset_slots: bool (may be traced): zero the inner slots of every sparse leaf.
+      reset_slots: bool (may be traced): zero the inner slots of every leaf, dense
+        ones too.
+      restarted: mask tree (True or False, shape `()`, in dense leaves), the entries
+        that start anew like newly active ones although they were active before (as
+        near to what `grown` says as rounding allows); None for none. A method gives
+        always one or always the other.
     """
 
     masks: Masks
     method_state: Any
     grown: Params | None = None
     reset_slots: jax.typing.ArrayLike = False
+    restarted: Masks | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -259,7 +259,8 @@ class Summary:
 
     Attributes:
       layers: the kernels (leaves of two or more axes) and all rewirable leaves.
-      total: over `layers`.
+      total: over the kernels; in a tree without any, over `layers`. So norm
+        parameters that have masks (Chase's) are listed, but are not in the sparsity.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -298,7 +299,7 @@ def summarize(params: base.Params, masks: base.Masks) -> Summary:
 
     Returns:
       A `Summary` of the kernels (leaves of two or more axes) and all rewirable
-      leaves. Biases and norm parameters are left out.
+      leaves. Biases and norm parameters that are dense are left out.
 
     Raises:
       ValueError: if the structures or shapes do not fit.
@@ -325,12 +326,13 @@ def summarize(params: base.Params, masks: base.Masks) -> Summary:
         size = math.prod(shape)
         active = int(np.sum(np.asarray(mask))) if rewirable else size
         layers.append(LayerSummary(path, shape, size, active, rewirable))
+    kernels = [layer for layer in layers if len(layer.shape) > 1] or layers
     total = LayerSummary(
         "total",
         (),
-        sum(layer.size for layer in layers),
-        sum(layer.active for layer in layers),
-        any(layer.rewirable for layer in layers),
+        sum(layer.size for layer in kernels),
+        sum(layer.active for layer in kernels),
+        any(layer.rewirable for layer in kernels),
     )
     return Summary(tuple(layers), total)
 

@@ -164,6 +164,12 @@ def stack(tree: Any, masks: Any) -> Stack:
     return Stack(layout.pack(sparse, 0), layout)
 
 
+def choose(first: jax.Array, one: Stack, other: Stack) -> Stack:
+    """Leaf by leaf the rows of `one` where `first`, bool[L], holds, else of `other`."""
+    chosen = jnp.where(one.layout.spread(first)[:, None], one.rows, other.rows)
+    return Stack(chosen, one.layout)
+
+
 def unstack(stacked: Stack, tree: Any, masks: Any) -> Any:
     """Undoes `stack`.
 

@@ -36,6 +36,17 @@ class Periodic:
         last = calls if self.until is None else min(calls, self.until)
         return max(last - self.start, 0) // self.every
 
+    def last_update(self) -> int | None:
+        """The call of the last topology update: 0 if there is none, None if no last.
+
+        >>> periodic(100, until=250).last_update()
+        200
+        """
+        if self.until is None:
+            return None
+        updates = self.number_of_updates(self.until)
+        return self.start + self.every * updates if updates else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Staged:
@@ -53,6 +64,11 @@ class Staged:
     def number_of_updates(self, calls: int) -> int:
         """How many topology updates there are in so many calls."""
         return sum(stage.number_of_updates(calls) for stage in self.stages)
+
+    def last_update(self) -> int | None:
+        """The call of the last topology update: 0 if there is none, None if no last."""
+        ends = [stage.last_update() for stage in self.stages]
+        return None if None in ends else max(end or 0 for end in ends)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,13 +94,16 @@ def sparse_transform(
             # A copy, so that donating the state does not take the caller's masks.
             full = masks_lib.broadcast(masks, params)
             drawn = jax.tree.map(lambda m: jnp.array(m, copy=True), full)
+            drawn = _with_masks_of_dense(params, drawn, first)
         context = base.Context(
             t=jnp.int32(0),
-            key=jax.random.fold_in(typed_key, 0),
+            # Not the one that drew the masks; no call has this number.
+            key=jax.random.fold_in(typed_key, 2**32 - 1),
             params=params,
             grads=None,
             masks=drawn,
             targets=_target_tree(params, drawn, targets),
+            counted=_counted(params, targets),
             method_state=None,
             extra={},
         )
@@ -127,13 +130,15 @@ def sparse_transform(
             )
         masks_lib.check_masks(params, state.masks)
         count = jnp.asarray(optax.safe_increment(state.count))
+        targets = asked_for(params)
         context = base.Context(
             t=count,
             key=jax.random.fold_in(selection.as_key(state.key), count),
             params=params,
             grads=grads,
             masks=state.masks,
-            targets=_target_tree(params, state.masks, asked_for(params)),
+            targets=_target_tree(params, state.masks, targets),
+            counted=_counted(params, targets),
             method_state=state.method_state,
             extra=extra,
             frozen=frozen,
@@ -180,6 +185,22 @@ def draw_masks(
         for i, mask in zip(index, drawn, strict=True):
             masks[i] = mask
     return structure.unflatten(masks)
+
+
+def _with_masks_of_dense(
+    params: base.Params, masks: base.Masks, targets: base.Targets
+) -> base.Masks:
+    """Given masks, those of dense leaves with a target as large as the leaf."""
+    leaves, structure = paths_lib.flatten_with_paths(params)
+    return structure.unflatten(
+        jnp.ones(jnp.shape(leaf), bool) if path in targets.counts and not m.ndim else m
+        for (path, leaf), m in zip(leaves, jax.tree.leaves(masks), strict=True)
+    )
+
+
+def _counted(params: base.Params, targets: base.Targets) -> base.Tree:
+    leaves, structure = paths_lib.flatten_with_paths(params)
+    return structure.unflatten(path in targets.counts for path, _ in leaves)
 
 
 def _target_tree(params: base.Params, masks: base.Masks, targets: base.Targets):

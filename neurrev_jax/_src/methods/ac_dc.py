@@ -39,8 +39,9 @@ def ac_dc(
       scope: keep the largest weights of all leaves together (`"global"`), or each
         leaf's own count (`"layer"`). Which leaves take part, and how many weights
         stay, is what the distribution says.
-      reset_slots: zero the inner optimizer's slots of the sparse leaves whenever the
-        network becomes dense, as the published runs do with the momentum.
+      reset_slots: zero the inner optimizer's slots, those of biases and other dense
+        leaves too, whenever the network becomes dense, as the published runs do with
+        the momentum.
       calls: the length of training, which only the declared cost needs: which share of
         it computes with a dense network. None declares half, as in the paper's runs.
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from neurrev_jax._src import base, ratios, schedules, topology
 from neurrev_jax._src.methods import exchange, static
 
+_NOISE_KEY = 0x6E6F6973
+
 
 class DeepRState(NamedTuple):
     """The sign of every connection, active or not.
@@ -36,13 +38,14 @@ def deep_r(
     optimizer's step, v moves by - eta alpha + sqrt(2 eta T) noise, with eta =
     `step_size`, alpha = `l1`, T = `temperature` and standard normal noise. A
     connection whose v has become zero or less is dropped, and as many are grown per
-    leaf, uniformly at random among those that were inactive, at v = `grown_start`
-    and with the sign that belongs to the position. Signs are those of the initial
-    weights (where these are zero, drawn at random).
+    leaf, uniformly at random among all inactive ones, at v = `grown_start` and with
+    the sign that belongs to the position. Signs are those of the initial weights
+    (where these are zero, drawn at random).
 
-    A connection that has just crossed zero is no candidate: it would go on with the
-    wrong sign. In a leaf with fewer free positions than crossings, which can only be
-    one that is more than half dense, those left over are grown on the next call.
+    One that has just been dropped may be drawn again; in a leaf without inactive
+    entries all of them are. It starts anew then, with its sign and zero slots, at
+    `grown_start` or, where that would be lost in rounding beside the value it had, as
+    near to zero as an update can take it.
 
     Args:
       temperature: T, in [0, 1], or a function of the call number such as
@@ -94,8 +97,9 @@ def deep_r(
     def drift_and_noise(context: base.Context) -> base.Params:
         step = jnp.asarray(eta(context.t), jnp.float32)
         spread = jnp.sqrt(2 * step * jnp.asarray(heat(context.t), jnp.float32))
-        # Not the key that the topology update splits.
-        key = jax.random.fold_in(context.key, 1)
+        # Far from the keys that the topology update splits this one into: `split` and
+        # `fold_in` of a small number are the same draw.
+        key = jax.random.fold_in(context.key, _NOISE_KEY)
         noise = exchange.draw(jax.random.normal, key, context.masks)
 
         def move(p, m, positive, nu):
@@ -118,10 +122,10 @@ def deep_r(
         gone = topology.count_active(crossed)
         target = exchange.per_leaf(context.targets, context.masks)
         missing = target - (topology.count_active(context.masks) - gone)
-        # The `gone` shortest are those that have crossed zero.
-        new = exchange.drop_and_grow(
-            context, gone, missing, drop_by=lengths, regrow=False
-        )
+        # The `gone` shortest are those that have crossed zero. They are dormant then
+        # like all others, and may be drawn again: with their sign, and from the start.
+        new = exchange.drop_and_grow(context, gone, missing, drop_by=lengths)
+        again = jax.tree.map(lambda c, m: c & m if m.ndim else ~m, crossed, new)
         grown = jax.tree.map(
             lambda w, s: (
                 jnp.where(s, grown_start, -grown_start).astype(w.dtype)
@@ -130,7 +134,7 @@ def deep_r(
             context.params,
             positive,
         )
-        return base.Rewired(new, context.method_state, grown)
+        return base.Rewired(new, context.method_state, grown, restarted=again)
 
     return base.Method(
         name="deep_r",

@@ -115,8 +115,9 @@ def powerprop(
         rewired = host.rewire(for_host(context))
         grown = rewired.grown
         if growth_start is not None:
-            # Not a key that the host might use.
-            key = jax.random.fold_in(context.key, 2)
+            # Far from the keys that a host splits this one into: `split` and
+            # `fold_in` of a small number are the same draw.
+            key = jax.random.fold_in(context.key, _SIGN_KEY)
             signs = exchange.draw(jax.random.rademacher, key, context.masks)
             grown = jax.tree.map(
                 lambda p, sign: jnp.ones_like(p) * sign.astype(p.dtype) * growth_start,
@@ -202,6 +203,9 @@ def _require_fitting(
             f"growth_start={growth_start!r} has no effect on {host.name!r}, which "
             f"grows {what}; leave it out."
         )
+
+
+_SIGN_KEY = 0x7369676E
 
 
 @jax.custom_jvp

@@ -106,14 +106,16 @@ def require_reached(
             f"{name}={window!r} must be two calls (begin, until) with 0 <= begin and "
             "begin < until."
         )
-    if not isinstance(schedule, schedules.Periodic) or schedule.until is None:
+    # Of a function that someone wrote nothing more is known.
+    if not isinstance(schedule, schedules.Periodic | schedules.Staged):
         return
-    last = schedule.start + schedule.every * schedule.number_of_updates(schedule.until)
-    if last < window[1]:
+    last = schedule.last_update()
+    if last is not None and last < window[1]:
         raise ValueError(
-            f"{name}={window!r} ends after the last topology update, at call {last}, "
-            "so that its end would not be reached; let the schedule go on or the "
-            "window end earlier."
+            f"{name}={window!r} ends after the last topology update, "
+            f"{f'at call {last}' if last else 'of which there is none'}, so that its "
+            "end would not be reached; let the schedule go on or the window end "
+            "earlier."
         )
 
 

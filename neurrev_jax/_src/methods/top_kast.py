@@ -1,6 +1,6 @@
 """Top-KAST: compute with the largest weights, train a larger set, hold the rest."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,18 +96,19 @@ def top_kast(
             "loss off."
         )
 
-    def widen(context: base.Context, forward: rows.Stack, key: jax.Array) -> Any:
+    def widen(context: base.Context, forward: rows.Stack, key: jax.Array) -> rows.Stack:
         """B: the set A and M more."""
         more = ratios.fraction_of(ratio(context.t), exchange.sizes(context.masks))
         weights = rows.stack(context.params, context.masks)
         size = jax.tree.map(jnp.abs, weights) if backward == "magnitude" else None
         _, wider = topology.grow(weights, forward, more, size, key)
-        return rows.unstack(wider, context.masks, context.masks)
+        return wider
 
     def init(context: base.Context) -> TopKastState:
         forward = rows.stack(context.masks, context.masks)
         _, key = jax.random.split(context.key)
         wider = widen(context, forward, key)
+        wider = rows.unstack(wider, context.masks, context.masks)
         # A copy of the masks of dense leaves, so that a state may be donated.
         return TopKastState(jax.tree.map(lambda m: jnp.array(m, copy=True), wider))
 
@@ -118,15 +119,23 @@ def top_kast(
         size = jax.tree.map(jnp.abs, weights)
         target = exchange.per_leaf(context.targets, context.masks)
         _, forward = topology.grow(weights, none, target, size, key_forward)
-        state = TopKastState(widen(context, forward, key_backward))
-        return base.Rewired(rows.unstack(forward, context.masks, context.masks), state)
+        # Frozen leaves keep both sets, which go together.
+        free = exchange.may_change(context)
+        old = rows.stack(context.masks, context.masks)
+        forward = rows.choose(free, forward, old)
+        old = rows.stack(context.method_state.backward, context.masks)
+        wider = rows.choose(free, widen(context, forward, key_backward), old)
+        sets = [rows.unstack(s, context.masks, context.masks) for s in (forward, wider)]
+        return base.Rewired(sets[0], TopKastState(sets[1]))
 
     def exploration_loss_gradient(context: base.Context) -> base.Params:
         def gradient(w, in_a, in_b, target):
             if not in_a.ndim:
                 return jnp.zeros_like(w)
-            density = (target.astype(jnp.float32) / w.size).astype(w.dtype)
-            strength = jnp.where(in_a, jnp.ones_like(w), jnp.ones_like(w) / density)
+            # An empty set A has no density to divide by; it counts as one entry.
+            count = jnp.maximum(target, 1).astype(jnp.float32)
+            inverse = (w.size / count).astype(w.dtype)
+            strength = jnp.where(in_a, jnp.ones_like(w), inverse)
             return jnp.where(in_b, penalty * strength * w, jnp.zeros_like(w))
 
         wider = context.method_state.backward
