@@ -76,6 +76,17 @@ def test_summarize():
         assert cell in table
 
 
+def test_masked_norm_parameters_are_listed_but_not_in_the_sparsity():
+    """Chase gives them masks; the sparsity of tables is that of kernels."""
+    params, masks = example()
+    params["norm"], masks["norm"] = jnp.ones(8), jnp.arange(8) < 3
+    summary = neurrev_jax.summarize(params, masks)
+    assert {row.path: row.active for row in summary}["norm"] == 3
+    assert summary.total.size == 22 and summary.total.active == 9
+    alone = neurrev_jax.summarize({"n": params["norm"]}, {"n": masks["norm"]})
+    assert alone.total.active == 3
+
+
 def test_packing_is_exact_and_one_bit_a_weight():
     params = {
         "a": {"kernel": jnp.zeros((37, 11)), "bias": jnp.zeros(3)},

@@ -102,6 +102,44 @@ def test_frozen_layers_take_no_part():
     assert (new["b"] != old["b"]).any()
 
 
+def after_calls(method, calls, frozen=None, **layers):
+    """The threshold after several calls without a gradient, and the masks."""
+    params = {name: values for name, (values, _) in layers.items()}
+    masks = {name: mask for name, (_, mask) in layers.items()}
+    tx = neurrev_jax.sparse_transform(optax.sgd(0.0), method, masks=masks)
+    update = jax.jit(lambda s, p: tx.update(p, s, p, frozen=frozen))
+    state = tx.init(params)
+    for _ in range(calls):
+        updates, state = update(state, params)
+        params = optax.apply_updates(params, updates)
+    return float(state.method_state.threshold), state.masks
+
+
+def test_the_threshold_does_not_run_away_from_frozen_layers():
+    layers = {"a": layer(0, 500, 600), "b": layer(10, 40, 100)}
+    method = neurrev_jax.dsr(0.2, EVERY, threshold=0.1)
+    everything, _ = after_calls(method, 8, {"a": True, "b": True}, **layers)
+    assert everything == np.float32(0.1)
+    # A fifth of b's 50 is 10, and 10 lie below.
+    one, masks = after_calls(method, 1, {"a": True, "b": False}, **layers)
+    assert one == np.float32(0.1)
+    assert harness.counts(masks) == {"a/kernel": 500, "b/kernel": 50}
+
+
+def test_the_threshold_does_not_run_away_from_what_there_is_no_room_for():
+    # A tenth of 95 is aimed at, and 5 can be exchanged.
+    method = neurrev_jax.dsr(0.1, EVERY, threshold=0.1)
+    threshold, _ = after_calls(method, 8, a=layer(5, 90, 100))
+    assert threshold <= 0.2
+
+
+def test_a_target_that_the_network_does_not_have():
+    tx = neurrev_jax.sparse_transform(optax.sgd(0.0), neurrev_jax.dsr(target_count=20))
+    with pytest.raises(ValueError, match="target_count=20 must be less than the 20"):
+        tx.init({"kernel": jnp.ones((20, 10))})
+    assert tx.init({"kernel": jnp.ones((21, 10))}).masks["kernel"].sum() == 21
+
+
 def test_grown_weights_start_at_zero_and_the_total_holds():
     method = neurrev_jax.dsr(0.2, neurrev_jax.periodic(2), threshold=0.25)
     tx = neurrev_jax.sparse_transform(

@@ -223,6 +223,17 @@ def test_the_targets_a_method_sees_are_those_asked_for():
             {"schedule": neurrev_jax.periodic(10, until=99), "window": (0, 95)},
             "last topology update, at call 90",
         ),
+        (
+            {
+                "schedule": neurrev_jax.staged([10, 20], [50], until=99),
+                "window": (0, 95),
+            },
+            "last topology update, at call 90",
+        ),
+        (
+            {"schedule": neurrev_jax.periodic(10, until=9), "window": (0, 5)},
+            "of which there is none",
+        ),
     ],
 )
 def test_ramps_refuse(build, options, match):

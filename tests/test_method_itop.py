@@ -78,6 +78,13 @@ def test_only_growth_by_gradient_needs_dense_gradients():
             assert needed.all() == (call in dense)
 
 
+def test_the_exploration_of_a_host_is_measured_too():
+    host = neurrev_jax.itop(0.5, neurrev_jax.periodic(1), growth="random")
+    method = neurrev_jax.powerprop(host, growth_start=0.01)
+    found = rates(transform(method), kernel(20, 10), 3)
+    assert found[0] == 0.25 and found[-1] > found[1] > 0.25
+
+
 def test_frozen_leaves_are_not_explored():
     params = {"a": kernel(10, 20), "b": kernel(10, 20)}
     method = neurrev_jax.itop(0.5, neurrev_jax.periodic(1), growth="random")

@@ -168,6 +168,20 @@ def test_the_total_holds_where_nothing_else_would():
     assert sum(int(new.sum()) for _, new in found.values()) == 18
 
 
+def test_a_batch_that_overflowed_leaves_the_momentum_as_it_was():
+    theta, grads, masks = two_layers()
+    broken = {name: np.where(np.arange(100) < 50, np.nan, 0) for name in grads}
+    method = neurrev_jax.snfs(0.5, neurrev_jax.periodic(2))
+    inner = optax.apply_if_finite(optax.sgd(0.0), 3)
+    seen = [grads, broken, broken]
+    found, state = one_call(method, theta, grads, masks, inner=inner, seen=seen)
+    counts = [int(found[name][1].sum()) for name in ("a", "b")]
+    # Both updates share 8 out as 3 to 1, which they can only by momentum.
+    assert counts[0] > counts[1] and sum(counts) == 16
+    momentum = state.method_state.momentum
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(momentum))
+
+
 def test_frozen_layers_take_no_part():
     theta, grads, masks = two_layers()
     theta["c"], grads["c"], masks["c"] = theta["a"], grads["a"], masks["a"]

@@ -131,6 +131,40 @@ def test_slots_of_entries_that_leave_the_backward_set(slots, momentum):
     assert float(trace[0, 1]) == momentum
 
 
+def test_an_empty_layer_may_be_trained():
+    """B has members where A has none; their penalty is finite."""
+    method = neurrev_jax.top_kast(0.25, neurrev_jax.periodic(1), penalty=0.0625)
+    masks = {"kernel": jnp.zeros((1, 4), bool)}
+    tx = neurrev_jax.sparse_transform(optax.sgd(1.0), method, masks=masks)
+    params = {"kernel": THETA}
+    params, state = step(tx, params, tx.init(params), jnp.zeros((1, 4)))
+    # As if one of the four were active: 0.0625 * 4 * 4.
+    assert row(params) == [3, -3, 2, -1]
+    assert row(neurrev_jax.effective_params(params, state)) == [0, 0, 0, 0]
+
+
+def test_a_frozen_layer_keeps_both_sets():
+    tx = neurrev_jax.sparse_transform(
+        optax.sgd(0.5),
+        neurrev_jax.top_kast(0.25, neurrev_jax.periodic(1)),
+        sparsity=0.5,
+        distribution=harness.even,
+    )
+    params = {name: {"kernel": harness.net_params()["head"]["kernel"]} for name in "ab"}
+    state = tx.init(params)
+    before = neurrev_jax.gradient_masks(state), state.masks
+    # Layer a has moved meanwhile, as by an optimizer outside.
+    moved = {**params, "a": {"kernel": -params["a"]["kernel"][::-1]}}
+    # All that is trained goes to zero, so that the rest overtakes it.
+    grads = jax.tree.map(lambda p: 2 * p, params)
+    update = jax.jit(lambda g, s, p: tx.update(g, s, p, frozen={"a": True, "b": False}))
+    _, state = update(grads, state, moved)
+    after = neurrev_jax.gradient_masks(state), state.masks
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old["a"]["kernel"], new["a"]["kernel"])
+        assert (old["b"]["kernel"] != new["b"]["kernel"]).any()
+
+
 def test_training_cost_counts_the_backward_set():
     cost = neurrev_jax.top_kast().cost
     # Forward at density 0.1, backward at 0.2, as published: 0.1 + 2 * 0.2.

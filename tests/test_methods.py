@@ -179,6 +179,24 @@ def test_neurrev_too_few(too_few, gone_for_sure, count, shortfall):
     assert int(state.method_state.shortfall) == shortfall
 
 
+def test_neurrev_checks_the_highest_of_ratios_over_time():
+    params = {"kernel": jnp.ones((100, 100))}
+
+    def init(ratio, **options):
+        tx = neurrev_jax.sparse_transform(optax.sgd(0.1), neurrev(ratio, **options))
+        return tx.init(params)
+
+    falling = neurrev_jax.piecewise([0.1, 0.02], [50])
+    with pytest.raises(ValueError, match=r"0\.1 of the total"):
+        init(falling, ratio_of="total")
+    init(neurrev_jax.piecewise([0.03, 0.02], [50]), ratio_of="total")
+    with pytest.raises(ValueError, match=r"0\.7.*0\.4"):
+        init(neurrev_jax.piecewise([0.7, 0.1], [9]), prune_ratio=0.4)
+    # 0.6 and 0.6 of the active weights, but never at once.
+    one, other = (neurrev_jax.piecewise(r, [9]) for r in ([0.1, 0.6], [0.6, 0.1]))
+    init(one, prune_ratio=other)
+
+
 def test_neurrev_without_negatives_is_set_by_magnitude():
     theta = np.concatenate([np.abs(np.float32(THETA[:10])), np.zeros(990, np.float32)])
     tx = transform(neurrev(0.2), range(10), 1000)
@@ -188,10 +206,17 @@ def test_neurrev_without_negatives_is_set_by_magnitude():
 
 
 def test_neurrev_in_a_nearly_dense_layer_stays_feasible():
+    """5 are to be awoken, for one there is room: -1 to -5 go, and -6 as the least."""
     theta = -np.arange(1, 21, dtype=np.float32)
     tx = transform(neurrev(0.3), range(19), 20)
-    _, mask, _ = harness.one_layer(tx, theta * (np.arange(20) < 19), reference=theta)
-    assert mask.sum() == 19
+    change = np.where(np.arange(20) == 5, 0, 1).astype(np.float32)
+    before = (theta - change) * (np.arange(20) < 19)
+    _, mask, state = harness.one_layer(
+        tx, theta * (np.arange(20) < 19), reference=before
+    )
+    # Six places for what grows: all that are free after the magnitude prune.
+    assert on(~mask) == {5}
+    assert int(state.method_state.shortfall) == 4
 
 
 def test_neurrev_scope():
@@ -240,6 +265,45 @@ def test_neurrev_global_scope_leaves_frozen_leaves_out():
     harness.assert_trees_equal(new.masks["a"], state.masks["a"])
     assert harness.counts(new.masks) == {"a/kernel": 120, "b/kernel": 120}
     assert (new.masks["b"]["kernel"] != state.masks["b"]["kernel"]).any()
+
+
+def test_neurrev_global_scope_keeps_the_last_weight_of_a_leaf():
+    """Three negative ones that never change: all would go, and none could grow."""
+    many = np.zeros(1000, np.float32)
+    many[:500] = np.linspace(-2, -1, 500)
+    few = np.zeros(100, np.float32)
+    few[:3] = [-0.3, -0.5, -0.4]
+    lift = lambda x: {"kernel": jnp.asarray(x.reshape(2, -1))}
+    params = {"few": lift(few), "many": lift(many)}
+    masks = jax.tree.map(lambda p: p != 0, params)
+    reference = {"few": params["few"], "many": lift(many + 0.25)}
+    method = neurrev(0.1, prune_ratio=0.0, scope="global")
+    tx = neurrev_jax.sparse_transform(optax.sgd(0.0), method, masks=masks)
+    state = tx.init(params)
+    state = state._replace(
+        method_state=state.method_state._replace(reference=reference)
+    )
+    _, state = tx.update(params, state, params)
+    new = harness.leaves(state.masks)
+    assert on(new["few/kernel"].ravel()) == {1}
+    assert new["many/kernel"].sum() == 502
+
+
+def test_neurrev_keeps_the_reference_of_a_frozen_leaf():
+    rng = np.random.default_rng(3)
+    draw = lambda: {"kernel": jnp.asarray(rng.normal(size=(20, 30)), jnp.float32)}
+    params = {"a": draw(), "b": draw()}
+    tx = neurrev_jax.sparse_transform(
+        optax.sgd(0.0), neurrev(0.2), sparsity=0.8, distribution=harness.even
+    )
+    params, state = harness.start(tx, params)
+    first = state.method_state.reference
+    frozen = {"a": True, "b": False}
+    for _ in range(2):
+        updates, state = tx.update(params, state, params, frozen=frozen)
+        params = optax.apply_updates(params, updates)
+    harness.assert_trees_equal(state.method_state.reference["a"], first["a"])
+    assert (state.method_state.reference["b"]["kernel"] != first["b"]["kernel"]).any()
 
 
 def test_neurrev_first_update():
@@ -395,6 +459,17 @@ def test_set_drops_by_the_counts_of_each_sign():
     expected = oracles.set_drop(theta, np.arange(9000) < 50, 0.3)
     # Of about 15 dropped among 9000 inactive, random growth may revive one.
     assert gone == expected and mask.sum() == 50
+
+
+def test_set_drops_what_has_no_sign():
+    """Grown, and never moved since: it must not stay for good."""
+    theta = np.zeros(6000, np.float32)
+    theta[:6] = [0.1, 0.2, 0.3, 0.4, -0.5, -0.6]
+    for ratio, kept in ((0.5, {2, 3, 5}), (0.0, set(range(8)))):
+        method = neurrev_jax.set_(ratio, neurrev_jax.periodic(1))
+        _, mask, _ = harness.one_layer(transform(method, range(8), 6000), theta)
+        assert on(mask) & set(range(8)) == kept
+        assert mask.sum() == 8
 
 
 def test_set_unknown_drop():

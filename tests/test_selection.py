@@ -276,6 +276,19 @@ def test_apportion_worked_cases(total, weights, caps, expected):
     np.testing.assert_array_equal(got, expected)
 
 
+def test_apportion_beyond_the_sum_that_an_int32_holds():
+    total, caps = jnp.int32(2**28), jnp.full(16, 2**28, jnp.int32)
+    weights = jnp.zeros(16).at[:2].set(jnp.array([3.0, 1.0]))
+    got = jax.jit(neurrev_jax.apportion)(total, weights, caps)
+    np.testing.assert_array_equal(got[:3], [3 * 2**26, 2**26, 0])
+
+
+def test_apportion_takes_what_is_not_finite_for_nothing():
+    for bad in (jnp.inf, jnp.nan):
+        got = neurrev_jax.apportion(11, jnp.array([bad, 1.0]), jnp.array([100, 100]))
+        np.testing.assert_array_equal(got, [0, 11])
+
+
 @pytest.mark.parametrize("total", [1, 10, 97, 1000])
 def test_apportion_is_largest_remainder_where_no_cap_binds(total):
     weights = np.array([3.1, 1.7, 0.4, 9.3, 2.2])

@@ -190,6 +190,11 @@ def highest(ratio: base.Ratio) -> float | None:
     return None
 
 
+def is_constant(ratio: base.Ratio) -> bool:
+    """Whether it is what `constant` returns."""
+    return isinstance(ratio, _Constant)
+
+
 def fraction_of(ratio: jax.typing.ArrayLike, count: jax.Array) -> jax.Array:
     """K = floor(float32(ratio) * count), an int32 between 0 and `count`."""
     product = jnp.asarray(ratio, jnp.float32) * count.astype(jnp.float32)

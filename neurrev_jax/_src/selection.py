@@ -164,8 +164,8 @@ def apportion(
 
     Args:
       total: int32 scalar, may be traced; capped at the sum of `caps`.
-      weights: float[L], not negative. Where all weights still open are zero they
-        count as equal.
+      weights: float[L], not negative; those that are not finite count as zero. Where
+        all weights still open are zero they count as equal.
       caps: int32[L], not negative.
 
     Returns:
@@ -178,8 +178,12 @@ def apportion(
     Array([4, 4], dtype=int32)
     """
     weights = jnp.asarray(weights, jnp.float32)
-    caps = jnp.asarray(caps, jnp.int32)
-    total = jnp.minimum(jnp.asarray(total, jnp.int32), jnp.sum(caps))
+    weights = jnp.where(jnp.isfinite(weights), weights, 0.0)
+    total = jnp.asarray(total, jnp.int32)
+    caps = jnp.minimum(jnp.asarray(caps, jnp.int32), total)
+    # Caps may each be as large as the total, and their sum beyond an int32.
+    is_ample = jnp.sum(caps.astype(jnp.float32)) > 2.0**30
+    total = jnp.where(is_ample, total, jnp.minimum(total, jnp.sum(caps)))
     order = jnp.arange(weights.size, dtype=jnp.int32)
 
     def divide(shares):

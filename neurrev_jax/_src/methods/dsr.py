@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from neurrev_jax._src import base, ratios, schedules, selection, topology
 from neurrev_jax._src.methods import exchange, static
@@ -42,7 +43,8 @@ def dsr(
     the leaves in proportion to what survived in them, at positions that were
     inactive before. Then H is halved if K > (1 + tolerance) K*, doubled if
     K < (1 - tolerance) K*. The total number of active weights never changes. (Where
-    the network has fewer than K free positions, no more are pruned than there are.)
+    the network has fewer than K free positions, no more are pruned than there are,
+    and K* is at most that. Frozen leaves count for none of this.)
 
     Args:
       update_ratio: K* as a fraction of all active weights of the network, or a
@@ -50,7 +52,7 @@ def dsr(
       schedule: when; `periodic(100)` by default. The original's intervals grow:
         `staged([100, 200, 400, 800], boundaries)`, from epochs 0, 25, 80 and 140.
       target_count: K* itself, instead of `update_ratio` (the original: 20,000 for
-        WRN-28-2, 400,000 for ResNet-50).
+        WRN-28-2, 400,000 for ResNet-50); fewer than the active weights.
       threshold: H at the start, positive.
       tolerance: in [0, 1).
       init_mask: how the first mask is drawn, `"random"` or `"magnitude"`.
@@ -60,7 +62,8 @@ def dsr(
 
     Raises:
       ValueError: for a ratio outside [0, 1], both a ratio and a count, or a number
-        outside its range.
+        outside its range; from the transformation's `init`, for a `target_count` that
+        the network does not have.
 
     >>> dsr(target_count=20_000).name
     'dsr'
@@ -86,6 +89,19 @@ def dsr(
         "update_ratio", 0.1 if update_ratio is None else update_ratio
     )
 
+    draw = static.draw_by(init_mask)
+
+    def start(targets: base.Targets) -> base.Targets:
+        active = list(targets.counts.values())
+        if target_count is not None and not any(isinstance(n, Tracer) for n in active):
+            total = sum(map(int, active))
+            if target_count >= total:
+                raise ValueError(
+                    f"target_count={target_count} must be less than the {total} "
+                    "weights that are active in all; a tenth of them is usual."
+                )
+        return draw(targets)
+
     def init(context: base.Context) -> DsrState:
         del context
         return DsrState(jnp.float32(threshold), jnp.int32(0))
@@ -93,19 +109,24 @@ def dsr(
     def rewire(context: base.Context) -> base.Rewired:
         old: DsrState = context.method_state
         active = topology.count_active(context.masks)
-        free = exchange.sizes(context.masks) - active
-        free = jnp.where(exchange.may_change(context), free, 0)
-        pruned = _count_below(old.threshold, active, context)
-        total = jnp.minimum(jnp.sum(pruned), jnp.sum(free))
+        movable = exchange.may_change(context)
+        free = jnp.where(movable, exchange.sizes(context.masks) - active, 0)
+        below = _count_below(old.threshold, active, context)
+        total = jnp.minimum(jnp.sum(below), jnp.sum(free))
         # All of them, unless there is no room for as many to grow.
-        pruned = selection.apportion(total, pruned, pruned)
+        pruned = selection.apportion(total, below, below)
         grown = selection.apportion(total, active - pruned, free)
         new = exchange.drop_and_grow(context, pruned, grown, regrow=False)
 
-        wanted = ratios.fraction_of(ratio(context.t), jnp.sum(active))
+        open_ = jnp.sum(jnp.where(movable, active, 0))
+        wanted = ratios.fraction_of(ratio(context.t), open_)
         if target_count is not None:
             wanted = jnp.int32(target_count)
-        k, wanted = total.astype(jnp.float32), wanted.astype(jnp.float32)
+        # What cannot be had is not aimed at: the threshold would run away.
+        most = jnp.sum(jnp.where(movable, jnp.maximum(active - 1, 0), 0))
+        wanted = jnp.minimum(wanted, jnp.minimum(most, jnp.sum(free)))
+        k = jnp.sum(below).astype(jnp.float32)
+        wanted = wanted.astype(jnp.float32)
         factor = jnp.where(
             k > (1 + tolerance) * wanted,
             jnp.float32(0.5),
@@ -117,7 +138,7 @@ def dsr(
         name="dsr",
         schedule=schedule or schedules.periodic(100),
         rewire=rewire,
-        start=static.draw_by(init_mask),
+        start=start,
         init=init,
     )
 

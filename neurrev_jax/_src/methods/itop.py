@@ -15,7 +15,7 @@ class ItopState(NamedTuple):
 
     Attributes:
       seen: mask tree, True at rewirable entries that were active before the last
-        topology update; False, shape (), for dense leaves.
+        topology update; shape () and of no meaning for dense leaves.
       dense_next: whether the coming call scores growth by dense gradients, bool[].
     """
 
@@ -119,7 +119,8 @@ def exploration_rate(opt_state: Any) -> jax.Array:
     density and never falls.
 
     Args:
-      opt_state: optimizer state of `itop` (the sparse state may be nested in it).
+      opt_state: optimizer state of `itop`, also as a host of `powerprop` (the sparse
+        state may be nested in it).
 
     Returns:
       float32[] in [0, 1].
@@ -132,15 +133,16 @@ def exploration_rate(opt_state: Any) -> jax.Array:
     >>> float(exploration_rate(tx.init({"kernel": jnp.ones((4, 5))})))
     0.25
     """
-    states = masks_lib.find_states(opt_state)
-    for state in states:
-        if not isinstance(state.method_state, ItopState):
+    seen = []
+    for state in masks_lib.find_states(opt_state):
+        of_method = getattr(state.method_state, "host", state.method_state)
+        if not isinstance(of_method, ItopState):
             raise ValueError(
-                f"the sparse state holds a {type(state.method_state).__name__}, which "
-                "does not remember where the network has been; train with "
-                "neurrev_jax.itop."
+                f"the sparse state holds a {type(of_method).__name__}, which does not "
+                "remember where the network has been; train with neurrev_jax.itop."
             )
-    return masks_lib.density([_so_far(s.method_state, s.masks) for s in states])
+        seen.append(_so_far(of_method, state.masks))
+    return masks_lib.density(seen)
 
 
 def _so_far(state: ItopState, masks: base.Masks) -> base.Masks:

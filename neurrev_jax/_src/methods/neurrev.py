@@ -30,7 +30,8 @@ class NeurRevState(NamedTuple):
         initial ones), 0 where inactive; the structure and types of the parameters,
         shape () for dense leaves.
       shortfall: how many weights fewer than asked for the last topology update
-        awoke, for want of negative ones, int32[].
+        awoke, for want of negative ones or, in leaves that are nearly dense, of room
+        to grow as many; frozen leaves are not counted; int32[].
     """
 
     reference: base.Params
@@ -87,7 +88,8 @@ def neurrev(
         are and grow accordingly less (`"fewer"`), prune the rest by magnitude
         (`"magnitude"`), or let the density rise (`"drift"`).
       scope: awake per leaf, or the least changed over all leaves (`"global"`; keeps
-        the total number of active weights, not the number per leaf).
+        the total number of active weights, not the number per leaf, but for the
+        largest weight of each leaf: an empty one could not grow again).
       first_update: `"include"` also updates at the end of the first call, as
         Algorithm 1 does at step 0 if read literally.
       order_by: awake by least change, or by largest magnitude (`"magnitude"`).
@@ -159,15 +161,17 @@ def neurrev(
         k, wanted = jnp.minimum(k, active), jnp.minimum(wanted, active)
         size = jax.tree.map(jnp.abs, weights)
         pruned, survivors = topology.prune(weights, old, k, size, keys[0])
-        negative = topology.count_active(topology.awake_candidates(weights, survivors))
+        open_ = survivors
+        movable = exchange.may_change(context)
+        if scope == "global":
+            open_ = _but_largest(size, survivors, movable, keys[3])
+        negative = topology.count_active(topology.awake_candidates(weights, open_))
         # Growth cannot exceed what the leaf has room for.
         room = jnp.minimum(wanted, sizes - active)
         awoken = jnp.minimum(room, negative)
-        movable = exchange.may_change(context)
         if scope == "global":
             # In frozen leaves nothing can be awoken or grown in exchange.
             room = jnp.where(movable, room, 0)
-            negative = jnp.where(movable, negative, 0)
             total = jnp.minimum(jnp.sum(room), jnp.sum(negative))
             awoken = selection.apportion(total, room, room)
         added = {
@@ -189,8 +193,10 @@ def neurrev(
         search = topology.awake
         if scope == "global":
             search = _awake_globally
-            open_ = candidates.layout.spread(movable)[:, None]
-            candidates = rows.Stack(candidates.rows & open_, candidates.layout)
+            closed = (survivors.rows & ~open_.rows) | ~old.layout.spread(movable)[
+                :, None
+            ]
+            candidates = rows.Stack(candidates.rows & ~closed, candidates.layout)
         _, masks = search(weights, grown, reference, awoken, keys[2], candidates)
         if too_few == "magnitude":
             size = jax.tree.map(
@@ -202,9 +208,11 @@ def neurrev(
         reference = jax.tree.map(
             lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), weights, masks
         )
+        before = rows.stack(context.method_state.reference, context.masks)
+        reference = rows.choose(movable, reference, before)
         state = NeurRevState(
             rows.unstack(reference, context.method_state.reference, context.masks),
-            jnp.sum(wanted - awoken),
+            jnp.sum(jnp.where(movable, wanted - awoken, 0)),
         )
         new = rows.unstack(masks, context.masks, context.masks)
         return base.Rewired(new, state)
@@ -232,6 +240,16 @@ def _masked(params: base.Params, masks: base.Masks) -> base.Params:
     )
 
 
+def _but_largest(
+    size: rows.Stack, masks: rows.Stack, movable: jax.Array, key: jax.Array
+) -> rows.Stack:
+    """The active entries of movable leaves but for the largest of each."""
+    others = jnp.maximum(topology.count_active(masks) - 1, 0)
+    _, largest = topology.prune(size, masks, others, size, key)
+    open_ = masks.rows & ~largest.rows & masks.layout.spread(movable)[:, None]
+    return rows.Stack(open_, masks.layout)
+
+
 def _awake_globally(
     weights: rows.Stack,
     masks: rows.Stack,
@@ -251,9 +269,15 @@ def _awake_globally(
 def _require_feasible(
     targets: base.Targets, awake: Any, magnitude: Any, ratio_of: str
 ) -> None:
-    """Raises where constant ratios ask for more weights than a leaf can have."""
-    a, q = getattr(awake, "value", None), getattr(magnitude, "value", None)
-    if a is None or q is None:
+    """Raises where the ratios ask for more weights than a leaf can have.
+
+    Two that change over time, each in its own way, may never be high at once.
+    """
+    a, q = ratios.highest(awake), ratios.highest(magnitude)
+    apart = awake is not magnitude and not (
+        ratios.is_constant(awake) or ratios.is_constant(magnitude)
+    )
+    if a is None or q is None or apart:
         return
     if ratio_of == "nonzero":
         if a + q > 1:

@@ -1,9 +1,9 @@
 """From a lower initial sparsity to the one asked for, along a cubic.
 
 s(t) = s_f + (s_i - s_f) (1 - (t - begin)/(until - begin))^3 (Zhu and Gupta, 2018,
-section 3), in whole numbers: of the entries that have to go between the initial
-count and the final one, floor((1 - progress)^3) of them are still there at call t,
-so that both ends are exact.
+section 3), in whole numbers: of the n entries that have to go between the initial
+count and the final one, floor(n (1 - progress)^3) are still there at call t, so that
+the end is exact, and the beginning to float32's precision.
 """
 
 import dataclasses

@@ -20,14 +20,15 @@ def set_(
     """Sparse evolutionary training (SET; Mocanu et al., 2018).
 
     Per leaf, drops the fraction `update_ratio` of the smallest positive and of the
-    negative weights closest to zero, and grows the same number at random among all
-    inactive positions, those just dropped included.
+    negative weights closest to zero, and those that are exactly zero; grows the same
+    number at random among all inactive positions, those just dropped included.
 
     Args:
-      update_ratio: fraction of the active weights in [0, 1], or a ratio over time.
+      update_ratio: fraction of the active weights in [0, 1], or a ratio over time;
+        0 changes nothing.
       schedule: when; `periodic(1000)` by default (the original: once per epoch,
         but not after the last).
-      drop: `"signed"` treats positive and negative weights separately, as SET
+      drop: `"signed"` treats positive, negative and zero weights separately, as SET
         does; `"magnitude"` drops the smallest |w| of either sign, as RigL's
         variant of SET does.
       init_mask: how the first mask is drawn, `"random"` or `"magnitude"`.
@@ -47,7 +48,7 @@ def set_(
     draw = static.draw_by(init_mask)
 
     def rewire(context: base.Context) -> base.Rewired:
-        r = ratio(context.t)
+        r = jnp.asarray(ratio(context.t), jnp.float32)
         keys = jax.random.split(context.key, 3)
         weights = rows.stack(context.params, context.masks)
         masks = rows.stack(context.masks, context.masks)
@@ -56,8 +57,11 @@ def set_(
             k = ratios.fraction_of(r, topology.count_active(masks))
             _, masks = topology.prune(weights, masks, k, size, keys[0])
         else:
-            # An active weight that is exactly zero has no sign and is not dropped.
-            k = jnp.int32(0)
+            # An active weight that is exactly zero has no sign: it was grown and has
+            # never had a gradient. The original drops them all, whatever the ratio.
+            zero = jax.tree.map(lambda m, w: m & (w == 0) & (r > 0), masks, weights)
+            k = topology.count_active(zero)
+            masks = jax.tree.map(lambda m, z: m & ~z, masks, zero)
             for sign, key in ((1, keys[0]), (-1, keys[1])):
                 of_sign = jax.tree.map(
                     lambda m, w, sign=sign: m & (w * sign > 0), masks, weights

@@ -39,7 +39,8 @@ def snfs(
     """Sparse networks from scratch (SNFS; Dettmers and Zettlemoyer, 2019, section 3).
 
     Keeps a momentum of the dense gradients. A topology update drops the fraction
-    `update_ratio` of each leaf's active weights (rounded up) with the smallest |w|;
+    `update_ratio` of each leaf's active weights (rounded up, to float32's precision
+    for leaves of millions) with the smallest |w|;
     divides what was dropped over the leaves in proportion to the mean |momentum| of
     their active weights; and grows where |momentum| is largest. A leaf of sparsity
     below 0.2 with more than the average mean |momentum| drops at most the fraction
@@ -90,7 +91,10 @@ def snfs(
 
     def observe(context: base.Context) -> SnfsState:
         def gather(old, g, m):
-            return momentum * old + g.astype(old.dtype) if m.ndim else old
+            if not m.ndim:
+                return old
+            # A batch that overflowed must not decide all growth from then on.
+            return jnp.where(jnp.isfinite(g), momentum * old + g.astype(old.dtype), old)
 
         old = context.method_state.momentum
         return SnfsState(jax.tree.map(gather, old, context.grads, context.masks))
