@@ -15,7 +15,7 @@ class DivergedError(RuntimeError):
 
 
 class StorageError(RuntimeError):
-    """Something could not be written; what was written before is kept."""
+    """Something could not be read or written; what was written before is kept."""
 
 
 class InterruptedRun(Exception):

@@ -17,9 +17,10 @@ from experiments import methods, networks, workdir
 from experiments.analysis import figures, report
 from experiments.data.base import DataInfo, InMemory
 from experiments.data.load import load
-from experiments.distributed import on_primary, on_primary_only
-from experiments.errors import StorageError, UsageError, one_line
+from experiments.distributed import any_process, on_primary, on_primary_only
+from experiments.errors import InterruptedRun, StorageError, UsageError, one_line
 from experiments.training import feeds, loop, measure, network_file, state
+from experiments.training.signals import StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +132,11 @@ def run(experiment: Experiment, directory: Path, console: Console) -> None:
     Raises:
       UsageError: if the directory cannot be used.
       DivergedError: if a loss is not finite.
-      InterruptedRun: after a termination signal.
-      StorageError: if something cannot be written.
+      InterruptedRun: after a termination signal, within a method or between two.
+      StorageError: if something cannot be written, or a checkpoint cannot be read.
     """
     config, model = experiment.config, experiment.model
-    with contextlib.ExitStack() as held:
+    with StopRequest() as stop, contextlib.ExitStack() as held:
         # Claimed by the primary process for all of them.
         on_primary_only(lambda: held.enter_context(workdir.claim(directory, config)))
         console.print(headline(experiment), soft_wrap=True)
@@ -145,21 +146,25 @@ def run(experiment: Experiment, directory: Path, console: Console) -> None:
             feed = feeds.StreamFeed(config, experiment.data)
         _keep_examples(feed, directory)
         shared = measure.share(model, feed.info)
-        results: list[dict[str, Any]] = [
-            loop.train_arm(
-                loop.Task(
-                    config=arm_config,
-                    plan=arm.plan,
-                    arm=arm,
-                    model=model,
-                    feed=feed,
-                    shared=shared,
-                    directory=directory / arm.name,
-                ),
-                console,
+        results: list[dict[str, Any]] = []
+        for arm_config, arm in experiment.arms:
+            # The one before may have come to its end after the signal.
+            if any_process(stop.requested):
+                raise InterruptedRun(
+                    f"stopped by SIGTERM before {arm.name}, with {len(results)} of "
+                    f"{len(experiment.arms)} methods finished; the same command "
+                    "continues."
+                )
+            task = loop.Task(
+                config=arm_config,
+                plan=arm.plan,
+                arm=arm,
+                model=model,
+                feed=feed,
+                shared=shared,
+                directory=directory / arm.name,
             )
-            for arm_config, arm in experiment.arms
-        ]
+            results.append(loop.train_arm(task, stop, console))
         on_primary(lambda: _report(experiment, results, directory, console))
 
 

@@ -33,6 +33,7 @@ from typing import Any, NoReturn
 from experiments import config as config_lib
 from experiments import errors, workdir
 from experiments import main as main_lib
+from experiments.training.signals import StopRequest
 
 EXIT_SOME_FAILED = 1
 LOG = "log.txt"
@@ -268,16 +269,19 @@ def _train_all(trainings: Iterable[Training], cache: str) -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {one_thread}".strip()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    for training in trainings:
-        if _train(training) in _STOPPED:
-            return
-        # Not before it has read the environment above.
-        import jax
+    # Small programs too: a training compiles ninety of them, in two seconds.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    with StopRequest() as stop:
+        for training in trainings:
+            # A training that was at its end when the signal came has succeeded.
+            if stop.requested or _train(training) in _STOPPED:
+                return
+            # Not before it has read the environment above.
+            import jax
 
-        # The programs of sixty trainings take gigabytes, and the bookkeeping of so
-        # much compiled code has been seen to crash.
-        jax.clear_caches()
+            # The programs of sixty trainings take gigabytes, and the bookkeeping of so
+            # much compiled code has been seen to crash.
+            jax.clear_caches()
 
 
 def _train(training: Training) -> int:

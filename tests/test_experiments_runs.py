@@ -11,6 +11,7 @@ import pytest
 
 from experiments import config as config_lib
 from experiments import main as main_lib
+from experiments.training import loop
 from tests import runs
 from tests.runs import EPOCHS, TINY, assert_same_end, final_state
 from tflite_export import runs as export_runs
@@ -224,6 +225,51 @@ def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
     assert str(newest) in out
     assert f"continuing after epoch {EPOCHS - 2} " in out
     assert_same_end(workdir, undisturbed[0])
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_network_writes_the_network(
+    runner, undisturbed, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed[0], workdir)
+    arm = workdir / "neurrev"
+    (arm / "result.json").unlink()
+    (arm / "network.msgpack").write_bytes(b"of an earlier step")
+    runner.run(workdir)
+    assert (arm / "result.json").exists()
+    expected = undisturbed[0] / "neurrev" / "network.msgpack"
+    assert (arm / "network.msgpack").read_bytes() == expected.read_bytes()
+
+
+@in_process
+def test_sigterm_in_the_last_epoch_of_a_method_stops_before_the_next(
+    tmp_path, capsys, monkeypatch, request
+):
+    monkeypatch.chdir(request.config.rootpath)
+    workdir = tmp_path / "run"
+    options = [
+        "--config.method.name=dense",
+        "--config.compare=('static',)",
+        "--config.epochs=1",
+    ]
+    next_stop = loop.next_stop
+
+    def signaled(config, plan, step):
+        stop = next_stop(config, plan, step)
+        if stop == plan.total_steps:
+            signal.raise_signal(signal.SIGTERM)
+        return stop
+
+    monkeypatch.setattr(loop, "next_stop", signaled)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main_lib.main(["main.py", f"--workdir={workdir}", *TINY, *options]) == 75
+    assert signal.getsignal(signal.SIGTERM) == before
+    err = capsys.readouterr().err
+    assert "stopped by SIGTERM before static, with 1 of 2 methods finished" in err
+    assert err.count("\n") == 1
+    assert json.loads((workdir / "dense" / "result.json").read_text())["epochs"] == 1
+    assert not (workdir / "static").exists()
+    assert not (workdir / "results.json").exists()
 
 
 @in_process

@@ -1,11 +1,13 @@
 """The parts of training, in this process and on its eight devices."""
 
 import dataclasses
+import errno
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import neurrev_jax
@@ -14,7 +16,7 @@ from experiments import methods, rn_digits, runner
 from experiments.analysis import report
 from experiments.data import augment, batches, digits
 from experiments.data import base as data
-from experiments.errors import UsageError
+from experiments.errors import StorageError, UsageError
 from experiments.training import (
     evaluation,
     feeds,
@@ -411,6 +413,12 @@ def test_checkpoints_restore_the_newest_and_keep_the_last_few(tmp_path):
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["2", "3"]
 
 
+def saved_twice(directory):
+    with Checkpoints(directory, keep=3) as saved:
+        for step in (1, 2):
+            saved.save(step, tree(step))
+
+
 def largest_file(directory):
     files = [path for path in directory.rglob("*") if path.is_file()]
     return max(files, key=lambda path: path.stat().st_size)
@@ -441,9 +449,7 @@ def alter_digest(step):
 
 @pytest.mark.parametrize("damage", [truncate, flip, lose_state, alter_digest])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage):
-    with Checkpoints(tmp_path / "c", keep=3) as saved:
-        for step in (1, 2):
-            saved.save(step, tree(step))
+    saved_twice(tmp_path / "c")
     damage(tmp_path / "c" / "2")
     with Checkpoints(tmp_path / "c", keep=3) as saved:
         restored, [problem] = saved.restore(tree(0))
@@ -458,15 +464,66 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, dama
     jax.tree.map(np.testing.assert_array_equal, restored, tree(2))
 
 
-def test_only_damaged_checkpoints_are_an_error(tmp_path):
-    with Checkpoints(tmp_path / "c", keep=3) as saved:
-        saved.save(1, tree(1))
+def test_only_damaged_checkpoints_are_an_error_every_time(tmp_path):
+    saved_twice(tmp_path / "c")
     truncate(tmp_path / "c" / "1")
+    alter_digest(tmp_path / "c" / "2")
+    said = []
+    for _ in range(2):
+        with (
+            Checkpoints(tmp_path / "c", keep=3) as saved,
+            pytest.raises(UsageError, match="all 2 checkpoints") as error,
+        ):
+            saved.restore(tree(0))
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert "the newest: its contents do not match their digest" in said[0]
+    assert f"delete {tmp_path} to train this method anew" in said[0]
+    # Nothing has been touched.
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "2"]
+
+
+def fail_once(monkeypatch, error):
+    """Makes the next attempt to read a checkpoint fail, and no other."""
+    restore, errors = ocp.CheckpointManager.restore, [error]
+
+    def failing(*args, **options):
+        if errors:
+            raise errors.pop()
+        return restore(*args, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", failing)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch):
+    saved_twice(tmp_path / "c")
+    fail_once(monkeypatch, OSError(errno.EIO, "Input/output error"))
+    with Checkpoints(tmp_path / "c", keep=3) as saved:
+        with pytest.raises(StorageError, match=r"c/2 cannot be read \(\[Errno 5\]"):
+            saved.restore(tree(0))
+        restored, problems = saved.restore(tree(0))
+        assert problems == []
+        jax.tree.map(np.testing.assert_array_equal, restored, tree(2))
+    # TensorStore raises no OSError, but for this the same as for damage.
+    fail_once(monkeypatch, ValueError("UNKNOWN: Error reading local file"))
+    path = largest_file(tmp_path / "c" / "2" / "state")
+    path.unlink()
+    path.symlink_to(path.name)
     with (
         Checkpoints(tmp_path / "c", keep=3) as saved,
-        pytest.raises(UsageError, match="all 1 checkpoints"),
+        pytest.raises(StorageError, match="Too many levels of symbolic links"),
     ):
         saved.restore(tree(0))
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["1", "2"]
+
+
+def test_a_failure_that_passes_is_not_damage(tmp_path, monkeypatch):
+    saved_twice(tmp_path / "c")
+    fail_once(monkeypatch, ValueError("UNKNOWN: Failed to open: Input/output error"))
+    with Checkpoints(tmp_path / "c", keep=3) as saved:
+        restored, problems = saved.restore(tree(0))
+    assert problems == []
+    jax.tree.map(np.testing.assert_array_equal, restored, tree(2))
 
 
 def test_metrics_after_the_checkpoint_and_half_lines_are_dropped(tmp_path):

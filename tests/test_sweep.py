@@ -16,6 +16,7 @@ from experiments import main as main_lib
 from experiments import sweep
 from experiments.analysis import comparison
 from experiments.errors import UsageError
+from experiments.training.signals import StopRequest
 from tests import runs
 
 pytestmark = [
@@ -178,16 +179,40 @@ def test_the_table_has_a_line_per_method_and_columns_per_sparsity():
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
     assert lines[0][1] == "90 %: test accuracy" and lines[0][5].startswith("98 %")
     assert lines[2][:3] == ["SET", "93.00 ± 3.61 %", "89.90 %"]
-    assert lines[2][5] == "80.00 %"  # One seed has no deviation.
-    assert lines[3] == ["ITOP (growth=random)", *["–"] * 4, "70.00 %", *lines[3][6:]]
+    # One seed has no deviation.
+    assert lines[2][5] == "80.00 % (1 of 3 seeds)"
+    assert lines[3][:5] == ["ITOP (growth=random)", *["–"] * 4]
+    assert lines[3][5] == "70.00 % (1 of 3 seeds)"
     # The dense network is the same at every sparsity.
-    assert lines[4][1:5] == lines[4][5:] and lines[4][1] == "99.00 %"
+    assert lines[4][1:5] == lines[4][5:] and lines[4][1] == "99.00 % (1 of 3 seeds)"
     assert len(lines) == 5
 
     values = list(csv.DictReader(io.StringIO(comparison.to_csv(rows))))
     assert [float(line["target"]) for line in values] == [0.9, 0.98, 0.98, 0.0]
     assert float(values[0]["accuracy_std"]) == pytest.approx(0.0013**0.5)
     assert values[1]["accuracy_std"] == ""
+
+
+def test_only_the_dense_network_stands_at_every_sparsity():
+    rows = comparison.over_seeds(
+        [
+            result(0.9),
+            result(0.95, sparsity=0.0),
+            result(0.94, "rigl", sparsity=0.0),
+            result(0.99, "dense", sparsity=0.0),
+        ]
+    )
+    lines = [line.split(" | ") for line in comparison.to_markdown(rows).splitlines()]
+    assert [cell[:3] for cell in lines[0][1::4]] == ["0 %", "90 "]
+    accuracies = [line[1::4] for line in lines[2:]]
+    assert accuracies == [
+        ["95.00 %", "90.00 %"],
+        ["94.00 %", "–"],
+        ["99.00 %", "99.00 %"],
+    ]
+    panels = comparison.draw(rows).axes
+    shown = [list(panel.lines[0].get_xdata()) for panel in panels]
+    assert shown == [pytest.approx([95.0, 94.0, 99.0]), pytest.approx([90.0, 99.0])]
 
 
 def test_the_figure_has_a_panel_per_sparsity_and_a_point_per_method():
@@ -216,6 +241,27 @@ def test_a_damaged_result_counts_as_none(config, tmp_path, text):
     assert "the disk is full (see" in sweep.failure(training)
     path.write_text('{"test_accuracy": 0.5}')
     assert training.result() == {"test_accuracy": 0.5}
+
+
+def test_a_worker_that_is_stopped_at_the_end_of_a_training_starts_no_other(
+    config, tmp_path, monkeypatch
+):
+    trained = []
+
+    def train(argv):
+        trained.append(argv)
+        # As in a run: it has one of its own, and has ended by the time it looks.
+        with StopRequest():
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(main_lib, "main", train)
+    # What a worker sets for itself, and does to its JAX.
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr("jax.clear_caches", lambda: None)
+    trainings = planned(config, tmp_path / "all")
+    sweep._train_all(trainings, str(tmp_path / "cache"))
+    assert trained == [trainings[0].argv]
 
 
 def test_a_sweep_is_stopped_continues_and_names_what_failed(config, tmp_path, request):

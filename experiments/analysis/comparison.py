@@ -126,6 +126,10 @@ def name(method: str, variant: str) -> str:
     return figures.label(method) + (f" ({variant})" if variant else "")
 
 
+# The one method that stands at every sparsity.
+_DENSE = name("dense", "")
+
+
 def _mean(of_seeds: Sequence[dict[str, Any]], field: str) -> float:
     return statistics.fmean(values[field] for values in of_seeds)
 
@@ -172,9 +176,11 @@ def to_markdown(rows: Sequence[Row]) -> str:
       rows: from `over_seeds`.
 
     Returns:
-      The table; a method that was not trained at a sparsity has a dash there.
+      The table; a method that was not trained at a sparsity has a dash there, and one
+      that was trained with fewer seeds than others says so.
     """
     targets = _targets(rows)
+    most = max(row.seeds for row in rows)
     header = ["method"]
     for target in targets:
         at = f"{100 * target:g} %"
@@ -184,15 +190,16 @@ def to_markdown(rows: Sequence[Row]) -> str:
         cells = [method]
         for target in targets:
             row = _at(rows, target).get(method)
-            cells += _cells(row) if row else ["–"] * 4
+            cells += _cells(row, most) if row else ["–"] * 4
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, most: int) -> list[str]:
     spread = "" if row.accuracy_std is None else f" ± {100 * row.accuracy_std:.2f}"
+    of = "" if row.seeds == most else f" ({row.seeds} of {most} seeds)"
     return [
-        f"{100 * row.accuracy:.2f}{spread} %",
+        f"{100 * row.accuracy:.2f}{spread} %{of}",
         f"{100 * row.sparsity:.2f} %",
         f"{100 * row.dormant_rate:.1f} %",
         f"{row.seconds:.1f}",
@@ -200,13 +207,15 @@ def _cells(row: Row) -> list[str]:
 
 
 def _targets(rows: Sequence[Row]) -> list[float]:
-    """The sparsities to compare at; 0 only where nothing else was trained."""
-    return sorted({row.target for row in rows if row.target}) or [0.0]
+    """The sparsities to compare at: of the methods that have one."""
+    return sorted({row.target for row in rows if row.method != _DENSE}) or [0.0]
 
 
 def _at(rows: Sequence[Row], target: float) -> dict[str, Row]:
     """The row of every method at a sparsity; of the dense network, at any."""
-    return {row.method: row for row in rows if row.target in (target, 0.0)}
+    return {
+        row.method: row for row in rows if row.target == target or row.method == _DENSE
+    }
 
 
 def draw(rows: Sequence[Row]) -> Figure:

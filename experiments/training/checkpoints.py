@@ -15,9 +15,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from experiments.errors import UsageError, one_line
+from experiments.errors import StorageError, UsageError, one_line
 
 _FORMAT = 1
+
+# What a checkpoint raises that has lost files; other errors of the system say that it
+# cannot be read now, not that there is nothing to read.
+_LOST = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class Checkpoints:
@@ -79,7 +83,7 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[Any | None, list[str]]:
         """The newest checkpoint that is whole.
 
-        A damaged one is renamed, so that its step can be saved again.
+        Damaged ones that are newer are renamed, so that their steps can be saved again.
 
         Args:
           like: a state of the same structure, shapes and types.
@@ -89,28 +93,28 @@ class Checkpoints:
           newer ones, a sentence each).
 
         Raises:
-          UsageError: if there are checkpoints and all of them are damaged.
+          UsageError: if there are checkpoints and all of them are damaged; they stay as
+            they are.
+          StorageError: if one cannot be read for a reason that may pass.
         """
-        problems = []
+        damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state = self._read(step, like)
+                state = self._read_twice(step, like)
+            except StorageError:
+                raise
             # Whatever damage makes Orbax raise, the remedy is the same.
             except Exception as error:
-                reason = one_line(error)
-                aside = self._set_aside(step)
-                problems.append(
-                    f"checkpoint {self._directory / str(step)} is damaged "
-                    f"({reason[:200]}); it is now called {aside.name}"
-                )
+                damaged[step] = one_line(error)[:200]
             else:
-                return state, problems
-        if problems:
+                return state, self._set_aside(damaged)
+        if damaged:
             raise UsageError(
-                f"all {len(problems)} checkpoints in {self._directory} are damaged; "
-                f"delete {self._directory.parent} to train this method anew."
+                f"all {len(damaged)} checkpoints in {self._directory} are damaged (the "
+                f"newest: {damaged[max(damaged)]}); delete {self._directory.parent} to "
+                "train this method anew."
             )
-        return None, problems
+        return None, []
 
     def close(self) -> None:
         """Releases Orbax's resources."""
@@ -121,6 +125,32 @@ class Checkpoints:
 
     def __exit__(self, *unused: object) -> None:
         self.close()
+
+    def _read_twice(self, step: int, like: Any) -> Any:
+        try:
+            return self._read(step, like)
+        except Exception as error:
+            self._require_readable(step, error)
+        # TensorStore raises the same for damage as for a file that could not be opened
+        # for a moment.
+        return self._read(step, like)
+
+    def _require_readable(self, step: int, error: Exception) -> None:
+        """Raises StorageError if reading failed, rather than what was read."""
+        try:
+            if isinstance(error, OSError) and not isinstance(error, _LOST):
+                raise error
+            for path in (self._directory / str(step)).rglob("*"):
+                if path.is_symlink() or path.is_file():
+                    path.read_bytes()
+        except _LOST:
+            return
+        except OSError as unreadable:
+            raise StorageError(
+                f"checkpoint {self._directory / str(step)} cannot be read "
+                f"({one_line(unreadable)}); it is left as it is. Make it readable and "
+                "give the same command."
+            ) from unreadable
 
     def _read(self, step: int, like: Any) -> Any:
         restored: Any = self._manager.restore(
@@ -133,16 +163,24 @@ class Checkpoints:
             raise ValueError("its contents do not match their digest")
         return restored.state
 
-    def _set_aside(self, step: int) -> Path:
-        path = self._directory / str(step)
-        aside = self._directory / f"damaged-{step}"
-        if aside.exists():
-            shutil.rmtree(aside)
-        path.rename(aside)
-        # The manager lists steps once; look again.
-        self._manager.close()
-        self._manager = self._open(self._keep)
-        return aside
+    def _set_aside(self, damaged: dict[int, str]) -> list[str]:
+        """Renames checkpoints; says of each what was wrong with it."""
+        said = []
+        for step, reason in damaged.items():
+            path = self._directory / str(step)
+            aside = self._directory / f"damaged-{step}"
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            said.append(
+                f"checkpoint {path} is damaged ({reason}); it is now called "
+                f"{aside.name}"
+            )
+        if said:
+            # The manager lists steps once; look again.
+            self._manager.close()
+            self._manager = self._open(self._keep)
+        return said
 
 
 def digest(state: Any) -> str:

@@ -69,11 +69,12 @@ class Task:
     directory: Path
 
 
-def train_arm(task: Task, console: Console) -> dict[str, Any]:
+def train_arm(task: Task, stop: StopRequest, console: Console) -> dict[str, Any]:
     """Trains one method, or continues it, and records its result.
 
     Args:
       task: what to train.
+      stop: whether to stop; a method that has come to its end by then is recorded.
       console: where to show progress.
 
     Returns:
@@ -82,7 +83,7 @@ def train_arm(task: Task, console: Console) -> dict[str, Any]:
     Raises:
       DivergedError: if the loss is not finite.
       InterruptedRun: after a termination signal, with the state saved.
-      StorageError: if something cannot be written.
+      StorageError: if something cannot be written, or a checkpoint cannot be read.
       UsageError: if there are checkpoints and none of them is whole.
     """
     config, plan, arm, directory = task.config, task.plan, task.arm, task.directory
@@ -95,17 +96,18 @@ def train_arm(task: Task, console: Console) -> dict[str, Any]:
         task = dataclasses.replace(task, arm=arm)
     sample = jnp.zeros((1, *task.feed.info.image_shape), jnp.float32)
     start = state_lib.compile_init(task.model, arm, sample, config.seed)
-    with StopRequest() as stop, contextlib.ExitStack() as files:
+    with contextlib.ExitStack() as files:
         saved = on_primary_only(lambda: _open_checkpoints(task, files))
         # Precedence: the newest whole checkpoint, then an older one, then the start.
         state, problems = on_primary(lambda: saved.restore(start))
         for problem in problems:
             console.print(f"[bold yellow]warning:[/] {problem}", soft_wrap=True)
-        if state is not None or problems:
-            step = 0 if state is None else int(state.step)
+        is_restored = state is not None
+        state = start if state is None else state
+        if is_restored:
+            step = int(state.step)
             epoch = plan.epoch_of(step)
             console.print(f"{arm.name}: continuing after epoch {epoch} (step {step})")
-        state = start if state is None else state
         # Metrics after the checkpoint are dropped: they are about to be written anew.
         step = int(state.step)
         with _storage_errors(task):
@@ -115,6 +117,11 @@ def train_arm(task: Task, console: Console) -> dict[str, Any]:
         network = NetworkFile(
             directory / NETWORK, config, task.feed.info, task.model, arm
         )
+        if is_restored:
+            # A kill may have come between a checkpoint and its network, and after the
+            # last checkpoint no other network is to come.
+            with _storage_errors(task):
+                on_primary(network.write, state)
         outputs = Outputs(saved, network, writer, stop, console)
         state = _train(task, state, outputs)
     return on_primary(lambda: _write_result(task, state))
