@@ -23,7 +23,6 @@ def get_config() -> config_lib.Config:
     # Intervals that are in steps elsewhere, for a training of a thousand steps.
     config.method.dsr.update_interval_steps = 21
     config.method.top_kast.update_interval_steps = 10
-    config.method.mest.update_ratio_at = ((0.9, 0.02), (0.95, 0.01), (0.98, 0.004))
     config.method.spfde.sieve_every_epochs = 3
     # The phases of the paper's CIFAR runs: 2.4 epochs here, of 24.
     config.method.ac_dc.changes_at = tuple(0.05 + 0.1 * i for i in range(9))

@@ -5,7 +5,6 @@ Durations carry their unit in the name and are converted to steps in one place,
 a misspelled one is an error and not an option without effect.
 """
 
-import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from ml_collections import config_dict
 
 from experiments import method_options
 from experiments.errors import UsageError
+from experiments.plan import Plan, UpdatePlan, every_so_many_epochs
 from experiments.procedures import rounds as rounds_lib
 
 # An `ml_collections.ConfigDict`, whose fields no type checker can know.
@@ -88,14 +88,16 @@ def default_config() -> Config:
     config.model.dtype = "float32"  # of the computation; or "bfloat16"
 
     # The examples that were forgotten least often can be left out after a number of
-    # epochs (None: never), with any method.
+    # epochs (None: never), with any method. What is given in epochs, and the learning
+    # rate, follow the epochs, which are shorter from there on; what is given in steps,
+    # and update ratios that fall along a cosine, follow the steps.
     config.removal = ml_collections.ConfigDict()
     config.removal.after_epochs = config_dict.placeholder(int)
     config.removal.easy_examples = 0
 
     config.epochs = 160
     # Extended training: multiplies epochs, warm-up and all that concerns topology
-    # updates, which are given for 1.
+    # updates, which are given for 1. An update interval of one step stays that.
     config.training_multiplier = 1.0
     config.batch_size = 64  # over all devices
     # A batch is cut into so many parts per device, whose gradients are averaged.
@@ -126,105 +128,6 @@ def default_config() -> Config:
     return config.lock()
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A config's durations in steps.
-
-    Epochs and steps are counted from 0. Times past the end of the run may be asked
-    for, and steps may be traced.
-
-    Attributes:
-      epochs: passes over the active training examples, the multiplier included; of
-        all trainings, where there are several.
-      steps_per_epoch: full batches in one pass.
-      total_steps: steps of the whole run.
-      warmup_steps: steps of linear warm-up.
-      train_examples: size of the training set, active or not.
-      shorter: (epochs, steps): after so many epochs an epoch has only so many steps;
-        None if all are alike.
-      rounds: how often training starts again.
-      rewind_epochs: from which epoch of the first training on.
-    """
-
-    epochs: int
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    train_examples: int = 0
-    shorter: tuple[int, int] | None = None
-    rounds: int = 0
-    rewind_epochs: int = 0
-
-    def epoch_of(self, step: Any) -> Any:
-        """The epoch that a step belongs to."""
-        if self.shorter is None:
-            return step // self.steps_per_epoch
-        epochs, steps = self.shorter
-        late = _excess(step, epochs * self.steps_per_epoch)
-        return (step - late) // self.steps_per_epoch + late // steps
-
-    def start_of(self, epoch: Any) -> Any:
-        """The first step of an epoch."""
-        if self.shorter is None:
-            return epoch * self.steps_per_epoch
-        epochs, steps = self.shorter
-        late = _excess(epoch, epochs)
-        return (epoch - late) * self.steps_per_epoch + late * steps
-
-    def epochs_at(self, step: int) -> float:
-        """Epochs after so many steps, with what has been done of the last."""
-        epoch = self.epoch_of(step)
-        start, end = self.start_of(epoch), self.start_of(epoch + 1)
-        return epoch + (step - start) / (end - start)
-
-    @property
-    def training_epochs(self) -> int:
-        """Epochs of the first training; the others repeat its end."""
-        repeated = self.rounds * self.rewind_epochs
-        return (self.epochs + repeated) // (self.rounds + 1)
-
-    @property
-    def training_steps(self) -> int:
-        """Steps of the first training: what learning-rate schedules span."""
-        return self.start_of(self.training_epochs)
-
-    def round_of(self, epoch: int) -> int:
-        """The training that an epoch belongs to, 0 for the first."""
-        again = self.training_epochs - self.rewind_epochs
-        return _excess(epoch - self.rewind_epochs, 0) // again
-
-    def epoch_in_training(self, epoch: int) -> int:
-        """The epoch of the first training that an epoch repeats."""
-        again = self.training_epochs - self.rewind_epochs
-        return epoch - self.round_of(epoch) * again
-
-    def step_in_training(self, step: int) -> int:
-        """The step of the first training that a step repeats."""
-        epoch = self.epoch_of(step)
-        again = epoch - self.epoch_in_training(epoch)
-        return step - self.start_of(again)
-
-
-@dataclasses.dataclass(frozen=True)
-class UpdatePlan:
-    """When a method changes the topology, in steps.
-
-    Attributes:
-      interval: steps between topology updates.
-      start: no topology update up to this step, and the interval counts from it.
-      until: last step that may end with a topology update.
-    """
-
-    interval: int
-    start: int
-    until: int
-
-    @property
-    def last(self) -> int:
-        """The last step that does."""
-        return self.start + (self.until - self.start) // self.interval * self.interval
-
-
 def plan(config: Config, train_examples: int) -> Plan:
     """Converts epochs to steps.
 
@@ -236,22 +139,17 @@ def plan(config: Config, train_examples: int) -> Plan:
       The durations in steps.
 
     Raises:
-      UsageError: if the training set is smaller than a batch.
+      UsageError: if there are ever fewer examples to train on than a batch takes.
     """
+    _require_a_batch(config, train_examples)
     active = active_examples(config, train_examples)
     steps_per_epoch = active // config.batch_size
-    multiplier = config.training_multiplier
-    epochs = max(1, round(config.epochs * multiplier))
+    multiplier, epochs = config.training_multiplier, training_epochs(config)
     shorter, rounds, rewind = None, 0, 0
     if config.removal.easy_examples:
-        active -= config.removal.easy_examples
-        after = min(round(config.removal.after_epochs * multiplier), epochs - 1)
-        shorter = (after, max(active, 0) // config.batch_size)
-    if active < config.batch_size:
-        raise UsageError(
-            f"batch_size={config.batch_size} must not exceed the {max(active, 0)} "
-            "training examples; lower it."
-        )
+        after = max(1, round(config.removal.after_epochs * multiplier))
+        left = active - config.removal.easy_examples
+        shorter = (min(after, epochs - 1), left // config.batch_size)
     if config.method.name == "lth":
         rounds, _ = lottery_rounds(config)
         rewind = min(round(config.method.lth.rewind_epochs * multiplier), epochs - 1)
@@ -266,6 +164,37 @@ def plan(config: Config, train_examples: int) -> Plan:
         shorter=shorter,
         rounds=rounds,
         rewind_epochs=rewind,
+    )
+
+
+def training_epochs(config: Config) -> int:
+    """Epochs of one training, the multiplier included."""
+    return max(1, round(config.epochs * config.training_multiplier))
+
+
+def _require_a_batch(config: Config, train_examples: int) -> None:
+    """Raises UsageError naming what leaves too few examples."""
+    size, removed = config.batch_size, config.removal.easy_examples
+    active = active_examples(config, train_examples)
+    if removed and removed >= active:
+        raise UsageError(
+            f"removal.easy_examples={removed} must be less than the {active} training "
+            "examples; lower it."
+        )
+    if active - removed >= size:
+        return
+    because, remedy = "", "lower it"
+    if removed:
+        because = f" that removal.easy_examples={removed} leaves of {active}"
+        remedy = "lower one of them"
+    elif active < train_examples:
+        fraction = config.method.spfde.data_fraction
+        because = f" that method.spfde.data_fraction={fraction} leaves of "
+        because += f"{train_examples}"
+        remedy = "lower it, or raise the fraction"
+    raise UsageError(
+        f"batch_size={size} must not exceed the {active - removed} training examples"
+        f"{because}; {remedy}."
     )
 
 
@@ -309,20 +238,20 @@ def update_plan(config: Config, plan: Plan, method: str) -> UpdatePlan:
     """
     common, own = config.method, config.method[method]
     multiplier = config.training_multiplier
-    interval = plan.steps_per_epoch * common.update_interval_epochs
-    if own.update_interval_epochs is not None:
-        interval = plan.steps_per_epoch * own.update_interval_epochs
-    if own.update_interval_steps is not None:
-        interval = own.update_interval_steps
     fraction = common.until_fraction
     if own.until_fraction is not None:
         fraction = own.until_fraction
-    start = plan.steps_per_epoch * common.update_start_epochs
-    return UpdatePlan(
-        interval=max(1, round(interval * multiplier)),
-        start=round(start * multiplier),
-        until=min(round(fraction * plan.total_steps), plan.total_steps - 1),
-    )
+    until = min(plan.share(fraction, plan.total_steps), plan.total_steps - 1)
+    start = common.update_start_epochs * multiplier
+    if own.update_interval_steps is not None:
+        steps = own.update_interval_steps
+        # Each step is each step, however many there are.
+        interval = 1 if steps == 1 else max(1, round(steps * multiplier))
+        return UpdatePlan(interval, plan.step_at(start), until)
+    epochs = common.update_interval_epochs
+    if own.update_interval_epochs is not None:
+        epochs = own.update_interval_epochs
+    return every_so_many_epochs(plan, epochs * multiplier, start, until)
 
 
 def ratio_at(pairs: Sequence[Sequence[float]], sparsity: float) -> float:
@@ -418,12 +347,6 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if before.get(name, absent) != after.get(name, absent)
         and name not in _NOT_OF_THE_RUN
     ]
-
-
-def _excess(value: Any, bound: int) -> Any:
-    """max(value - bound, 0), of whole numbers of any kind."""
-    over = value - bound
-    return (over + abs(over)) // 2
 
 
 def _show(value: Any) -> str:

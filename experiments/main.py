@@ -12,7 +12,7 @@ where JAX finds the others by itself, as on a TPU pod.
 
 Exit status: 0 finished; 2 the command, the config, the data or the directory is not
 usable (nothing has been touched); 3 the loss became infinite or NaN (the last good
-checkpoint is kept); 74 something could not be written, for example on a full disk
+checkpoint is kept); 74 something could not be read or written, for example on a full disk
 (likewise); 75 stopped by SIGTERM with the state saved; 130 stopped by Ctrl-C. After
 74, 75, 130 or a kill, the same command continues where the run was.
 """
@@ -28,7 +28,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import config as config_lib
-from experiments import errors, rules
+from experiments import errors, override_rules, rules
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,6 +82,7 @@ class Command:
 def _run(command: Command) -> None:
     # A wrong flag should not have to wait for JAX to start.
     from experiments import distributed, runner, workdir
+    from experiments.training import one_shot
     from experiments.training.progress import make_console
 
     distributed.initialize(
@@ -93,7 +94,14 @@ def _run(command: Command) -> None:
     console = make_console(quiet=not distributed.is_primary())
     config, directory = command.config, command.workdir
     distributed.on_primary(lambda: workdir.check(directory, config))
-    experiment = distributed.together(lambda: runner.prepare(config))
+
+    def prepare() -> runner.Experiment:
+        experiment = runner.prepare(config)
+        for arm_config, _ in experiment.arms:
+            one_shot.check(arm_config, experiment.data)
+        return experiment
+
+    experiment = distributed.together(prepare)
     runner.run(experiment, directory, console)
 
 
@@ -146,7 +154,7 @@ def parse(argv: Sequence[str]) -> Command | None:
     config = values["config"].value
     rules.validate(config)
     changed = config_flags.get_override_values(values["config"])
-    rules.check_overrides(config, changed)
+    override_rules.check(config, changed)
     return Command(
         config=config,
         workdir=Path(values["workdir"].value),

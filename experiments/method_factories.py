@@ -39,27 +39,49 @@ def make_method(
     if name == "spfde":
         return make_method(config, plan, options["host"], params)
     if name == "powerprop":
-        host = make_method(config, plan, options.pop("host"), params)
+        inside = options.pop("host")
+        on_weights = options.pop("weight_decay_on") == "weights"
+        if on_weights and not decays_what_it_rewires(config, inside):
+            options["weight_decay"] = config.weight_decay
+        host = make_method(config, plan, inside, params)
         return neurrev_jax.powerprop(host, **options)
     if name == "ac_dc":
         return _ac_dc(options, plan)
     updates = config_lib.update_plan(config, plan, name)
     for field in ("update_interval_epochs", "update_interval_steps", "until_fraction"):
         del options[field]
-    options["schedule"] = neurrev_jax.periodic(
-        updates.interval, until=updates.until, start=updates.start
-    )
+    options["schedule"] = _schedule(updates)
     table = options.pop("update_ratio_at", None)
     if table is not None and options["update_ratio"] is None:
         options["update_ratio"] = config_lib.ratio_at(table, config.sparsity)
+    if name == "top_kast" and options["penalty"] is None:
+        options["penalty"] = config.weight_decay
     if "ratio_schedule" in options:
-        _schedule_ratio(options, updates, keep_final=name == "chase")
+        _schedule_ratio(options, plan, updates, keep_final=name == "chase")
     adapt = _ADAPT.get(name)
     if adapt is not None:
         adapt(options, plan, updates)
     if name == "chase" and options["channel_sparsity"]:
         options["groups"] = models.channel_groups(params)
     return _FACTORIES[name](**options)
+
+
+def decays_what_it_rewires(config: config_lib.Config, name: str) -> bool:
+    """Whether a method has the weight decay of rewirable leaves, not the optimizer.
+
+    Top-KAST's penalty takes its place; Powerpropagation has it act on the weights, of
+    which the optimizer sees the roots alone.
+
+    Args:
+      config: a validated config.
+      name: a method.
+
+    Returns:
+      Whether it or the method that it goes around does.
+    """
+    used = config_lib.methods_of(config, name)
+    on_weights = config.method.powerprop.weight_decay_on == "weights"
+    return "top_kast" in used or ("powerprop" in used and on_weights)
 
 
 _FACTORIES: dict[str, Callable[..., neurrev_jax.Method]] = {
@@ -78,8 +100,20 @@ _FACTORIES: dict[str, Callable[..., neurrev_jax.Method]] = {
 }
 
 
+def _schedule(updates: config_lib.UpdatePlan) -> Any:
+    if not updates.later:
+        return neurrev_jax.periodic(updates.interval, updates.until, updates.start)
+    boundaries, every = zip(*updates.later, strict=True)
+    return neurrev_jax.staged(
+        (updates.interval, *every), boundaries, updates.until, updates.start
+    )
+
+
 def _schedule_ratio(
-    options: _Options, updates: config_lib.UpdatePlan, keep_final: bool
+    options: _Options,
+    plan: config_lib.Plan,
+    updates: config_lib.UpdatePlan,
+    keep_final: bool,
 ) -> None:
     """Makes the update ratio what ``ratio_schedule`` says, over all updates."""
     ratio, until = options["update_ratio"], max(updates.until, 1)
@@ -89,9 +123,9 @@ def _schedule_ratio(
     if schedule == "cosine":
         options["update_ratio"] = neurrev_jax.cosine(ratio, until, final)
     elif schedule == "stages":
-        last = max(updates.last, 2)
+        last = max(options["schedule"].last_update(), 2)
         options["update_ratio"] = neurrev_jax.piecewise(
-            [ratio, ratio / 2, 0.0], [max(1, round(0.75 * last)), last]
+            [ratio, ratio / 2, 0.0], [max(1, plan.share(0.75, last)), last]
         )
     elif schedule != "constant":
         raise ValueError(
@@ -102,7 +136,7 @@ def _schedule_ratio(
 
 def _steps(fractions: Any, plan: config_lib.Plan) -> list[int]:
     """Fractions of training in steps, increasing from 1 on."""
-    steps = [round(fraction * plan.total_steps) for fraction in fractions]
+    steps = [plan.share(fraction, plan.total_steps) for fraction in fractions]
     for i, step in enumerate(steps):
         steps[i] = max(step, 1, *(earlier + 1 for earlier in steps[:i]))
     return steps
@@ -129,7 +163,9 @@ def _dsr(
     doubles_at = _steps(options.pop("interval_doubles_at"), plan)
     if doubles_at:
         every = [updates.interval * 2**i for i in range(len(doubles_at) + 1)]
-        options["schedule"] = neurrev_jax.staged(every, doubles_at, updates.until)
+        options["schedule"] = neurrev_jax.staged(
+            every, doubles_at, updates.until, updates.start
+        )
 
 
 def _granet(
@@ -143,7 +179,8 @@ def _gradual(
     options: _Options, plan: config_lib.Plan, updates: config_lib.UpdatePlan
 ) -> None:
     del plan
-    options["window"] = (updates.start, max(updates.last, updates.start + 1))
+    last = options["schedule"].last_update()
+    options["window"] = (updates.start, max(last, updates.start + 1))
 
 
 def _chase(

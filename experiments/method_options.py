@@ -1,7 +1,7 @@
 """The options of every method: the sections of ``config.method``, and their ranges.
 
 A schedule of None follows what the config says for all methods. Fractions "of training"
-keep their meaning when training is made longer.
+are of its epochs, and keep their meaning when it is made longer.
 """
 
 import math
@@ -101,7 +101,8 @@ def sections() -> dict[str, dict[str, Any]]:
         "top_kast": {
             **_schedule(steps=100, until_fraction=1.0),
             "exploration_ratio": 0.1,
-            "penalty": 1e-4,
+            # In the place of weight decay; None: as strong as that.
+            "penalty": config_dict.placeholder(float),
             "backward": "magnitude",
             "slots": "zero",
         },
@@ -111,7 +112,9 @@ def sections() -> dict[str, dict[str, Any]]:
             "alpha": 2.0,
             # |w| of grown weights, which hosts that grow at zero need.
             "growth_start": config_dict.placeholder(float),
-            "weight_decay": 0.0,  # on w; `config.weight_decay` acts on its root
+            # What `config.weight_decay` acts on: the weights, as in any other
+            # network, or the "parameters", their roots.
+            "weight_decay_on": "weights",
         },
         # Sparse from the first of these fractions of training to the second, and so on.
         "ac_dc": {
@@ -200,16 +203,43 @@ METHODS = (*sections(), "dense")
 SCHEDULED = tuple(n for n, own in sections().items() if "until_fraction" in own)
 """Methods that follow the schedule of topology updates."""
 
+OPEN = {f"method.{name}.{field}" for name in SCHEDULED for field in _schedule()}
+"""Options that may be None whatever they are by default."""
+
 ONE_SHOT = ("magnitude", "snip", "grasp", "synflow", "fish")
 """Methods whose masks are drawn once, from the initial weights."""
 
-# SpFDE: those that keep the number of active weights of every layer, which a frozen
-# layer takes no part in changing. Powerpropagation: those whose growth does not go by
-# gradients, which are zero where a weight is.
+# SpFDE: those that keep the number of active weights of every layer. Powerpropagation:
+# all with a record of their own; the library says which of them a power fits around.
 HOSTS = {
     "spfde": ("mest", "neurrev", "set", "rigl", "itop", "deep_r", "top_kast", "static"),
-    "powerprop": ("top_kast", "neurrev", "set", "mest", "static"),
+    "powerprop": (*SCHEDULED, "ac_dc", "static"),
 }
+"""What a method can go around."""
+
+_NO_HOST = {
+    **dict.fromkeys(
+        ONE_SHOT, "draws its masks before training; 'static' trains under a fixed mask"
+    ),
+    "lth": "is several trainings",
+    "dense": "has no masks",
+    **dict.fromkeys(HOSTS, "goes around another method itself"),
+}
+NOT_HOSTS = {
+    "powerprop": _NO_HOST,
+    "spfde": {
+        **_NO_HOST,
+        **dict.fromkeys(
+            ("dsr", "snfs", "granet", "chase"),
+            "moves weights between layers, which frozen layers cannot take part in",
+        ),
+        **dict.fromkeys(
+            ("ac_dc", "gradual_magnitude"),
+            "changes how many weights are active, and frozen layers would keep theirs",
+        ),
+    },
+}
+"""Why it cannot go around the others."""
 
 # Where a field means the same for every method that has it.
 _COMMON: dict[str, Range] = {
@@ -219,6 +249,14 @@ _COMMON: dict[str, Range] = {
     "initial_sparsity": (0, 1, True),
     "examples": _COUNT,
 }
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    **{f"method.{name}.spread": ("global", "distribution") for name in ONE_SHOT},
+    "method.grasp.redraw": ("linear", "nothing"),
+    "method.fish.mode": ("zero", "update"),
+    "method.powerprop.weight_decay_on": ("weights", "parameters"),
+}
+"""Words of options that the library does not see before training."""
 
 RANGES: dict[str, Range] = {
     **{
@@ -231,9 +269,10 @@ RANGES: dict[str, Range] = {
     "method.chase.soft_until_fraction": _FRACTION,
     "method.chase.channel_until_fraction": _FRACTION,
     "method.powerprop.growth_start": _POSITIVE,
-    "method.powerprop.weight_decay": _NOT_NEGATIVE,
+    "method.top_kast.penalty": _NOT_NEGATIVE,
     "method.grasp.examples_per_class": _COUNT,
     "method.grasp.parts": _COUNT,
+    "method.grasp.temperature": _POSITIVE,
     "method.synflow.rounds": _COUNT,
     "method.lth.rounds": (1, 1000, False),
     "method.lth.prune_fraction": (1e-3, 1, True),

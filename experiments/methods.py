@@ -60,12 +60,18 @@ class Arm:
         return neurrev_jax.effective_params(params, opt_state)
 
     def summarize(self, params: Any, opt_state: Any) -> neurrev_jax.Summary:
-        """Active entries per layer; all of them for the dense network."""
-        if self.method is None:
+        """Entries per layer that the network computes with; all if it is dense."""
+        if self.method is None or self._computes_with_all(opt_state):
             masks = jax.tree.map(lambda _: np.array(True), params)
         else:
             masks = neurrev_jax.get_masks(opt_state)
         return neurrev_jax.summarize(params, masks)
+
+    def _computes_with_all(self, opt_state: Any) -> bool:
+        """Whether the masks only say what is trained: the rest is held, and used."""
+        assert self.method is not None
+        shows = hasattr(opt_state.method_state, "effective_params")
+        return self.method.inactive == "hold" and not shows
 
     def report(self, opt_state: Any) -> dict[str, float]:
         """What the metrics of an epoch say of the method's own state."""
@@ -90,6 +96,8 @@ class Arm:
 def learning_rate(config: config_lib.Config, plan: config_lib.Plan) -> optax.Schedule:
     """Linear warm-up per step, then a cosine to the final rate.
 
+    Where epochs become shorter it follows the epochs.
+
     Args:
       config: a validated config; with ``learning_rate_changes="every_epoch"`` the
         cosine is a staircase of one step per epoch.
@@ -102,17 +110,18 @@ def learning_rate(config: config_lib.Config, plan: config_lib.Plan) -> optax.Sch
         init_value=0.0 if plan.warmup_steps else config.learning_rate,
         peak_value=config.learning_rate,
         warmup_steps=plan.warmup_steps,
-        decay_steps=plan.training_steps,
+        decay_steps=plan.training_epochs * plan.steps_per_epoch,
         end_value=config.final_learning_rate,
     )
     if config.learning_rate_changes == "every_step":
-        return smooth
+        return lambda step: smooth(plan.at_full_length(step))
     warmup = plan.warmup_steps
 
     def staircase(step: Any) -> Any:
         # Warm-up may end within an epoch; its peak is not to be missed.
-        epoch_start = jnp.maximum(plan.start_of(plan.epoch_of(step)), warmup)
-        return smooth(jnp.where(step < warmup, step, epoch_start))
+        start = jnp.maximum(plan.epoch_of(step) * plan.steps_per_epoch, warmup)
+        step = plan.at_full_length(step)
+        return smooth(jnp.where(step < warmup, step, start))
 
     return staircase
 
@@ -134,9 +143,8 @@ def make_arm(
     Raises:
       ValueError: from the library, for options a method does not accept.
     """
-    decays = None if config.weight_decay_on == "all" else _is_not_of_a_norm
     inner = optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed(config)),
         optax.sgd(learning_rate(config, plan), momentum=config.momentum),
     )
     name = config.method.name
@@ -197,6 +205,36 @@ def _make_around(
             removed=config.removal.easy_examples,
         )
     return Around(plan, rounds, layers, examples)
+
+
+def _decayed(config: config_lib.Config) -> Callable[[Any], Any] | None:
+    """Which parameters the optimizer decays, a function of them; None: all."""
+    spares_norms = config.weight_decay_on == "all_but_norm"
+    by_method = method_factories.decays_what_it_rewires(config, config.method.name)
+    if not (spares_norms or by_method):
+        return None
+
+    def decayed(params: Any) -> Any:
+        chosen = jax.tree.map(lambda _: True, params)
+        if spares_norms:
+            chosen = _is_not_of_a_norm(params)
+        if by_method:
+            dense = _is_dense(config, params)
+            chosen = jax.tree.map(lambda a, b: a and b, chosen, dense)
+        return chosen
+
+    return decayed
+
+
+def _is_dense(config: config_lib.Config, params: Any) -> Any:
+    """True for every parameter that no method rewires, a tree like the parameters."""
+    masks = jax.eval_shape(
+        lambda p: neurrev_jax.random_masks(
+            p, config.sparsity, distribution=config.distribution
+        ),
+        params,
+    )
+    return jax.tree.map(lambda mask: mask.ndim == 0, masks)
 
 
 def _is_not_of_a_norm(params: Any) -> Any:

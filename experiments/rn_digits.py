@@ -29,6 +29,8 @@ def get_config() -> config_lib.Config:
     config.method.update_interval_epochs = 3.0
     config.method.update_start_epochs = 0.5
     config.method.neurrev.update_ratio = 0.1
+    # At 98 % one of the layers has less than 1 % of its weights left.
+    config.method.mest.update_ratio_at = ((0.9, 0.02), (0.95, 0.01), (0.98, 0.004))
     config.method.lth.rounds = 3
     config.compare = ("dense", "set")
 

@@ -1,7 +1,7 @@
 """What the fields of a config must satisfy, checked before anything is touched."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from experiments import procedure_rules
@@ -12,11 +12,16 @@ from experiments.config import (
     close_match,
     default_config,
     flatten,
-    is_streamed,
-    methods_of,
 )
 from experiments.errors import UsageError
-from experiments.method_options import HOSTS, ONE_SHOT, RANGES, SCHEDULED
+from experiments.method_options import (
+    CHOICES,
+    HOSTS,
+    NOT_HOSTS,
+    OPEN,
+    RANGES,
+    SCHEDULED,
+)
 
 SOURCES = {
     "digits": ("sklearn", "npz", "generated"),
@@ -66,6 +71,11 @@ def validate(config: Config) -> None:
     for name, hosts in HOSTS.items():
         if name in arm_names(config):
             host = config.method[name].host
+            if host in NOT_HOSTS[name]:
+                raise UsageError(
+                    f"method.{name}.host={host!r} cannot be: it "
+                    f"{NOT_HOSTS[name][host]}. Choose {', '.join(hosts)}."
+                )
             _check_choice(f"method.{name}.host", host, hosts, "host")
     procedure_rules.check(config)
     if config.warmup_epochs >= config.epochs:
@@ -78,35 +88,6 @@ def validate(config: Config) -> None:
             f"batch_size={config.batch_size} must be a multiple of accumulation_steps="
             f"{config.accumulation_steps}."
         )
-
-
-def check_overrides(config: Config, changed: Iterable[str]) -> None:
-    """Refuses options that would have no effect in this run.
-
-    Args:
-      config: a validated config.
-      changed: dotted names of the fields set on the command line.
-
-    Raises:
-      UsageError: if one of them would have no effect.
-    """
-    arms = arm_names(config)
-    used = {name for arm in arms for name in methods_of(config, arm)}
-    for field in changed:
-        parts = field.split(".")
-        is_option = len(parts) == 3 and parts[0] == "method"
-        if is_option and parts[1] not in used:
-            raise UsageError(
-                f"{field} has no effect, because this run trains {', '.join(arms)}; "
-                f"leave it out, or add {parts[1]!r} to compare."
-            )
-        for pattern, is_used, needs in _USED_IF:
-            if pattern == field and not is_used(config):
-                raise UsageError(
-                    f"{field} has no effect {needs}; leave it out, or change that too."
-                )
-        if parts[-1] in _SCHEDULE_FIELDS and len(parts) == 2:
-            _require_a_follower(config, tuple(used), field)
 
 
 def _check_choice(where: str, value: Any, known: Iterable[str], what: str) -> None:
@@ -123,7 +104,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "learning_rate_changes": ("every_step", "every_epoch"),
     "weight_decay_on": ("all", "all_but_norm"),
     "dormant.criterion": ("zero", "apoz", "score"),
-    **{f"method.{name}.spread": ("global", "distribution") for name in ONE_SHOT},
+    **CHOICES,
 }
 
 # Field -> (low, high, whether high itself is excluded).
@@ -164,116 +145,14 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **RANGES,
 }
 
-_SCHEDULE_FIELDS = ("update_interval_epochs", "until_fraction")
-
-_Used = Callable[[Config], bool]
-
-# Field, whether it is used, and what it would need.
-_USED_IF: tuple[tuple[str, _Used, str], ...] = (
-    (
-        "data.test_fraction",
-        lambda c: c.data.source == "sklearn",
-        "unless data.source='sklearn'",
-    ),
-    (
-        "data.image_size",
-        lambda c: c.data.name == "imagenet2012" and c.data.source != "npz",
-        "unless data.name='imagenet2012' is streamed or generated",
-    ),
-    (
-        "data.dir",
-        lambda c: c.data.source in ("tfds", "npz"),
-        "unless data.source is 'tfds' or 'npz'",
-    ),
-    *(
-        (
-            f"data.generated_{part}",
-            lambda c: c.data.source == "generated",
-            "unless data.source='generated'",
-        )
-        for part in ("train", "test")
-    ),
-    *(
-        (
-            f"data.{field}",
-            lambda c: is_streamed(c.data),
-            "unless data are streamed (imagenet2012 from tfds)",
-        )
-        for field in ("stream_shares", "shuffle_buffer")
-    ),
-    *(
-        (
-            f"data.{field}",
-            lambda c: not is_streamed(c.data),
-            "on streamed data, which are always cropped and flipped",
-        )
-        for field in ("crop_padding", "flip")
-    ),
-    *(
-        (
-            f"model.{field}",
-            lambda c: c.model.name != "mobilenet",
-            "on model.name='mobilenet'",
-        )
-        for field in ("stage_sizes", "widths")
-    ),
-    (
-        "model.block",
-        lambda c: c.model.name == "imagenet_resnet",
-        "unless model.name='imagenet_resnet'",
-    ),
-    (
-        "model.width_multiplier",
-        lambda c: c.model.name == "mobilenet",
-        "unless model.name='mobilenet'",
-    ),
-    (
-        "method.lth.prune_fraction",
-        lambda c: c.method.lth.rounds is None,
-        "where method.lth.rounds is set, which the fraction then follows from",
-    ),
-    *(
-        (
-            f"method.spfde.{field}",
-            lambda c: c.method.spfde.data_fraction < 1,
-            "with method.spfde.data_fraction=1, where all examples are active",
-        )
-        for field in ("sieve_every_epochs", "exchange_fraction")
-    ),
-    *(
-        (
-            f"method.{name}.update_ratio_at",
-            lambda c, name=name: c.method[name].update_ratio is None,
-            f"where method.{name}.update_ratio is set",
-        )
-        for name in ("neurrev", "mest")
-    ),
-)
-
-
-def _require_a_follower(config: Config, arms: tuple[str, ...], field: str) -> None:
-    """Refuses a common schedule that every method overrides by its own."""
-    name = field.split(".")[1]
-    rivals = (name,) if name == "until_fraction" else (name, "update_interval_steps")
-    own = {
-        arm: [rival for rival in rivals if config.method[arm][rival] is not None]
-        for arm in arms
-        if arm in config.method and name in config.method[arm]
-    }
-    if own and all(own.values()):
-        arm, found = next(iter(own.items()))
-        raise UsageError(
-            f"{field} has no effect, because method.{arm}.{found[0]}="
-            f"{config.method[arm][found[0]]} is set; set that one instead."
-        )
-
 
 def _check_ranges(config: Config) -> None:
     fields, defaults = flatten(config), flatten(default_config())
     for name, (low, high, open_end) in _RANGES.items():
         value = fields[name]
-        # Only fields that may be left open default to None.
-        if value is None and defaults[name] is None:
+        # What may be left open is None by default, or the schedule of a method, which
+        # then follows what is said for all.
+        if value is None and (defaults[name] is None or name in OPEN):
             continue
         is_inside = (
             isinstance(value, int | float)
@@ -287,7 +166,7 @@ def _check_ranges(config: Config) -> None:
 
 def _rule(low: float, high: float, open_end: bool) -> str:
     if math.isinf(high):
-        return "be positive" if low == 1e-6 else f"be at least {low:g}"
+        return "be positive" if 0 < low <= 1e-6 else f"be at least {low:g}"
     return f"lie in [{low:g}, {high:g}{')' if open_end else ']'}"
 
 

@@ -13,20 +13,8 @@ import orbax.checkpoint as ocp
 
 EPOCHS = 12
 STEPS = 10 * EPOCHS
-TINY = [
-    "--config=experiments/rn_digits.py",
-    "--config.model.stage_sizes=(1,)",
-    "--config.model.widths=(8,)",
-    "--config.batch_size=128",
-    "--config.learning_rate=0.3",
-    f"--config.epochs={EPOCHS}",
-    "--config.method.update_interval_epochs=1",
-    "--config.dormant.examples=128",
-    "--config.compare=()",
-    "--config.sparsity=0.5",
-    "--config.distribution=uniform",
-    "--config.checkpoint_every_epochs=2",
-]
+# A file, and not options: these have to concern the method of the run.
+TINY = ["--config=tests/tiny_digits.py"]
 
 # Runs the command with something done to the process first.
 _WRAPPED = """

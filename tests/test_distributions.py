@@ -23,6 +23,14 @@ def densities(distribution, shapes, sparsity):
     return {path: 1 - covered.get(path, 0.0) for path in shapes}
 
 
+@pytest.mark.parametrize("distribution", [neurrev_jax.er(), neurrev_jax.erk()])
+def test_leaves_of_one_axis_stay_dense_beside_kernels(distribution):
+    shapes = {**SMALL, "norm/scale": (8,), "gain": ()}
+    assert distribution(shapes, 0.8) == distribution(SMALL, 0.8)
+    alone = distribution({"a": (30,), "b": (50,)}, 0.8)
+    assert alone == pytest.approx({"a": 0.8, "b": 0.8})
+
+
 def nested(shapes):
     """A parameter tree with these leaves."""
     tree = {}

@@ -12,6 +12,12 @@ from experiments.errors import UsageError
 
 CONFIG = "--config=experiments/rn_digits.py"
 
+
+def of(name, option):
+    """A method, and an option of it."""
+    return [f"--config.method.name={name}", f"--config.method.{name}.{option}"]
+
+
 # ml_collections loads config files that way.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
@@ -80,6 +86,23 @@ def refuse(capsys, *args):
             "choose 'constant', 'cosine' or 'stages'",
         ),
         (["--config.method.rigl.update_ratio=0.2"], "has no effect"),
+        # What the library would only see once the directory is claimed.
+        (of("fish", "mode=updat"), "choose 'zero' or 'update'"),
+        (of("grasp", "redraw=all"), "choose 'linear' or 'nothing'"),
+        (of("grasp", "temperature=0"), "temperature=0.0 must be positive"),
+        (
+            of("grasp", "parts=3"),
+            "parts=3 does not divide the 100 examples",
+        ),
+        (of("grasp", "examples_per_class=500"), "examples_per_class=500: class 0 has"),
+        (
+            ["--config.removal.easy_examples=5000", "--config.removal.after_epochs=9"],
+            "removal.easy_examples=5000 must be less than the 1347 training examples",
+        ),
+        (
+            of("spfde", "data_fraction=0.01"),
+            "13 training examples that method.spfde.data_fraction=0.01 leaves of 1347",
+        ),
         (["stray"], "unexpected argument 'stray'"),
         (["--wrkdir=x"], "Did you mean: workdir"),
     ],

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from experiments import config as config_lib
-from experiments import method_factories, methods, rn_digits, rules, runner
+from experiments import (
+    method_factories,
+    methods,
+    override_rules,
+    rn_digits,
+    rules,
+    runner,
+)
 from experiments.errors import UsageError
 
 # Optax's schedules multiply integers by floats.
@@ -176,16 +183,130 @@ def test_extended_training_scales_every_schedule(multiplier):
         )
 
 
+def test_an_interval_of_one_step_stays_one_step():
+    config = read("rn32_cifar10", training_multiplier=3.0)
+    plan = config_lib.plan(config, CIFAR)
+    assert config_lib.update_plan(config, plan, "deep_r").interval == 1
+    assert config_lib.update_plan(config, plan, "rigl").interval == 300
+
+
+def updates_of(config, plan, name):
+    """Epochs after which the method updates the topology, and its record."""
+    config.method.name = name
+    arm = methods.make_arm(config, plan)
+    at = np.flatnonzero(np.diff(arm.topology_updates(plan.total_steps))) + 1
+    return [plan.epochs_at(int(step)) for step in at], arm
+
+
+@pytest.mark.parametrize(
+    ("after", "start", "interval"), [(70, 0, 5), (72, 0, 5), (3, 0.5, 5), (70, 71, 4)]
+)
+def test_removed_examples_leave_updates_at_the_same_epochs(after, start, interval):
+    config = read("rn32_cifar10")
+    config.removal.after_epochs = after
+    config.removal.easy_examples = 12_000
+    config.method.update_start_epochs = start
+    config.method.update_interval_epochs = interval
+    plan = config_lib.plan(config, CIFAR)
+    assert plan.shorter == (after, 593)
+    epochs, _ = updates_of(config, plan, "neurrev")
+    expected = np.arange(start + interval, 120.01, interval)
+    np.testing.assert_allclose(epochs, expected, atol=2e-3)
+    if start == 0:
+        assert len(epochs) == 24
+
+
+def test_removed_examples_leave_ratios_and_rate_at_the_same_epochs(monkeypatch):
+    given = {}
+    factory = method_factories._FACTORIES["mest"]
+
+    def spy(**options):
+        given.update(options)
+        return factory(**options)
+
+    monkeypatch.setitem(method_factories._FACTORIES, "mest", spy)
+    whole, config = read("rn32_cifar10"), read("rn32_cifar10")
+    config.removal.after_epochs = 70
+    config.removal.easy_examples = 12_000
+    plan, before = (config_lib.plan(c, CIFAR) for c in (config, whole))
+    updates_of(config, plan, "mest")
+    ratios = [float(given["update_ratio"](plan.start_of(e))) for e in (89, 90, 120)]
+    np.testing.assert_allclose(ratios, [0.02, 0.01, 0.0], rtol=1e-6)
+    for changes in ("every_epoch", "every_step"):
+        config.learning_rate_changes = whole.learning_rate_changes = changes
+        rate = methods.learning_rate(config, plan)
+        expected = methods.learning_rate(whole, before)
+        for epoch in (0, 69, 70, 71, 100, 159):
+            np.testing.assert_allclose(
+                rate(plan.start_of(epoch)), expected(before.start_of(epoch)), rtol=1e-4
+            )
+    # Within an epoch too.
+    np.testing.assert_allclose(
+        rate(plan.start_of(100) + 593 // 2),
+        expected(before.start_of(100) + 781 // 2),
+        rtol=1e-4,
+    )
+
+
+def test_dsr_begins_where_the_config_says():
+    config = read("rn32_cifar10")
+    config.method.update_start_epochs = 10.0
+    plan = config_lib.plan(config, CIFAR)
+    epochs, _ = updates_of(config, plan, "dsr")
+    assert epochs[0] == pytest.approx(10 + 100 / 781, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mest", "spfde"])
+def test_the_digits_can_be_had_at_98_percent(name):
+    config = rn_digits.get_config()
+    config.sparsity = 0.98
+    config.method.name, config.compare = name, ()
+    rules.validate(config)
+    assert runner.prepare(config).arms[0][1].name == name
+
+
 def test_a_schedule_that_every_method_overrides_has_no_effect():
     config = read("rn32_cifar10")
     config.method.name = "rigl"
     with pytest.raises(UsageError, match=r"method\.rigl\.update_interval_steps=100"):
-        rules.check_overrides(config, ["method.update_interval_epochs"])
+        override_rules.check(config, ["method.update_interval_epochs"])
     config.method.name = "neurrev"
-    rules.check_overrides(config, ["method.update_interval_epochs"])
+    override_rules.check(config, ["method.update_interval_epochs"])
     config.method.name = "set"
     with pytest.raises(UsageError, match=r"method\.set\.until_fraction=1\.0"):
-        rules.check_overrides(config, ["method.until_fraction"])
+        override_rules.check(config, ["method.until_fraction"])
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "message"),
+    [
+        ("static", "method.update_interval_epochs", "static has no schedule"),
+        ("lth", "method.update_start_epochs", "lth has no schedule"),
+        ("ac_dc", "method.until_fraction", "ac_dc has no schedule"),
+        ("dense", "sparsity", "where only 'dense' is trained"),
+        ("dense", "distribution", "where only 'dense' is trained"),
+        ("snip", "distribution", r"spread='global'"),
+        ("itop", "method.itop.final_ratio", "ratio_schedule='cosine'"),
+        ("granet", "method.granet.final_ratio", "ratio_schedule='cosine'"),
+    ],
+)
+def test_an_option_that_no_method_of_the_run_has_is_refused(method, changed, message):
+    config = rn_digits.get_config()
+    config.method.name, config.compare = method, ()
+    config.method.itop.ratio_schedule = "constant"
+    config.method.granet.ratio_schedule = "constant"
+    with pytest.raises(UsageError, match=message):
+        override_rules.check(config, [changed])
+    # One that has it is enough.
+    config.compare = ("rigl",)
+    config.method.rigl.update_interval_steps = None
+    config.method.itop.ratio_schedule = "cosine"
+    config.method.granet.ratio_schedule = "cosine"
+    override_rules.check(config, [changed])
+    config.compare = ("dense",)
+    config.method.name = "magnitude"
+    config.method.magnitude.spread = "distribution"
+    override_rules.check(config, ["distribution", "sparsity"])
 
 
 @pytest.mark.parametrize(

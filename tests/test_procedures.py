@@ -126,6 +126,13 @@ def test_durations_follow_the_method():
     config.removal.easy_examples = 500
     plan = config_lib.plan(config, 1347)
     assert plan.total_steps == 4 * 21 + 6 * 13
+    # However short training is made, there are examples to remove from.
+    config.training_multiplier = 0.2
+    rules.validate(config)
+    plan = config_lib.plan(config, 1347)
+    assert (plan.epochs, plan.shorter) == (2, (1, 13))
+    config.removal.after_epochs = 1
+    assert config_lib.plan(config, 1347).shorter == (1, 13)
 
 
 # Rounds of pruning.
@@ -504,8 +511,57 @@ def test_any_number_of_devices_notes_the_same():
         ("lth", {"sparsity": 0.0}, "nothing to prune"),
         ("lth", {"method.lth.rewind_epochs": 36}, "must be less than epochs=36"),
         ("lth", {"method.lth.rounds": 0}, r"must lie in \[1, 1000\]"),
-        ("spfde", {"method.spfde.host": "dense"}, "there is no host 'dense'"),
-        ("spfde", {"method.spfde.host": "lth"}, "there is no host 'lth'"),
+        ("spfde", {"method.spfde.host": "dense"}, "it has no masks"),
+        ("spfde", {"method.spfde.host": "lth"}, "it is several trainings"),
+        ("spfde", {"method.spfde.host": "dsr"}, "it moves weights between layers"),
+        ("spfde", {"method.spfde.host": "ac_dc"}, "it changes how many weights"),
+        ("spfde", {"method.spfde.host": "snip"}, "it draws its masks before"),
+        ("spfde", {"method.spfde.host": "powerprop"}, "goes around another method"),
+        ("spfde", {"method.spfde.host": "mst"}, "did you mean 'mest'"),
+        ("powerprop", {"method.powerprop.host": "spfde"}, "goes around another"),
+        ("spfde", {"method.mest.memory": "soft"}, "mest.memory='soft' takes weights"),
+        (
+            "spfde",
+            {"method.spfde.host": "neurrev", "method.neurrev.too_few": "drift"},
+            "too_few='drift' changes how many",
+        ),
+        (
+            "spfde",
+            {"method.spfde.host": "neurrev", "method.neurrev.scope": "global"},
+            "frozen layers cannot take part",
+        ),
+        ("spfde", {"epochs": 10}, "no examples are ever exchanged"),
+        (
+            "spfde",
+            {"method.spfde.sieve_every_epochs": 36, "training_multiplier": 0.5},
+            "is as long as all of 18 epochs",
+        ),
+        ("spfde", {"method.spfde.freeze_from_fraction": 0.99}, "no layer is ever"),
+        ("powerprop", {"method.powerprop.weight_decay_on": "w"}, "choose 'weights' or"),
+        (
+            "powerprop",
+            {"method.powerprop.weight_decay_on": "parameters"},
+            "takes the place of weight decay",
+        ),
+        ("top_kast", {"method.top_kast.penalty": -1.0}, "must be at least 0"),
+        (
+            "set",
+            {
+                "removal.easy_examples": 9,
+                "removal.after_epochs": 3,
+                "training_multiplier": 0.01,
+            },
+            "needs an epoch before it and one after",
+        ),
+        (
+            "dsr",
+            {
+                "removal.easy_examples": 9,
+                "removal.after_epochs": 3,
+                "method.dsr.update_interval_steps": None,
+            },
+            "give method.dsr.update_interval_steps",
+        ),
         ("spfde", {"method.spfde.exchange_fraction": 0.16}, "must not exceed"),
         (
             "spfde",
@@ -555,7 +611,8 @@ def test_examples_of_a_stream_cannot_be_sieved(method, change):
 
 def test_more_examples_than_there_are_cannot_be_removed():
     fields = {"removal.easy_examples": 1300, "removal.after_epochs": 3}
-    with pytest.raises(UsageError, match="must not exceed the 47 training examples"):
+    message = "the 47 training examples that removal.easy_examples=1300 leaves of 1347"
+    with pytest.raises(UsageError, match=message):
         runner.prepare(tiny_config("set", **fields))
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import neurrev_jax
 from experiments import config as config_lib
@@ -127,13 +128,116 @@ def test_a_host_is_built_from_its_own_section(monkeypatch):
     config.method.powerprop.growth_start = 1e-3
     assert methods.make_arm(config, plan).method.name == "powerprop"
     assert given["update_ratio"] == 0.25
-    with pytest.raises(UsageError, match="there is no host 'rigl'"):
-        tiny_config("powerprop", **{"method.powerprop.host": "rigl"})
-    with pytest.raises(UsageError, match="frozen layers cannot take part"):
-        tiny_config(
-            "spfde",
-            **{"method.spfde.host": "neurrev", "method.neurrev.scope": "global"},
-        )
+
+
+@pytest.mark.parametrize(
+    ("host", "change", "message"),
+    [
+        ("rigl", {}, "uses the gradients of inactive weights"),
+        ("itop", {}, "uses the gradients of inactive weights"),
+        ("deep_r", {}, "moves the weights after the optimizer's step"),
+        ("itop", {"method.itop.growth": "random"}, None),
+        ("rigl", {"method.powerprop.alpha": 1.0}, None),
+    ],
+)
+def test_the_library_says_what_a_power_fits_around(host, change, message):
+    growth_start = None if host == "deep_r" else 1e-3
+    fields = {"powerprop.host": host, "powerprop.growth_start": growth_start}
+    fields = {f"method.{name}": value for name, value in fields.items()}
+    config = tiny_config("powerprop", **fields, **change)
+    plan = config_lib.plan(config, 1347)
+    if message is None:
+        assert methods.make_arm(config, plan).method.name == "powerprop"
+        return
+    with pytest.raises(ValueError, match=message):
+        methods.make_arm(config, plan)
+
+
+# Weight decay, of what has no other gradient.
+
+DECAY = 0.125
+
+
+def decay_of(config):
+    """Parameters, optimizer state, and the gradients that a step was made along."""
+    plan = config_lib.Plan(36, 1000, 36_000, 0)
+    arm = methods.make_arm(config, plan)
+    rng = np.random.default_rng(0)
+    leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    # The uniform distribution leaves the first convolution and the classifier dense.
+    params = {
+        "stem": {"conv": {"kernel": leaf(3, 3, 1, 4)}},
+        "block": {"conv": {"kernel": leaf(3, 3, 4, 8)}, "norm": {"scale": leaf(8)}},
+        "classifier": {"kernel": leaf(8, 10), "bias": leaf(10)},
+    }
+
+    def step(params):
+        opt_state = arm.tx.init(params)
+        params = arm.sparsify(params, opt_state)
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = arm.tx.update(nothing, opt_state, params)
+        return params, opt_state, updates
+
+    options = {"xla_backend_optimization_level": 0}
+    params, opt_state, updates = jax.jit(step, compiler_options=options)(params)
+    gradients = jax.tree.map(lambda u: np.asarray(u) / -0.3, updates)
+    return jax.tree.map(np.asarray, params), opt_state, gradients
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "expected"),
+    [
+        ("set", {}, "parameters"),
+        ("powerprop", {}, "penalty through the power"),
+        ("powerprop", {"method.powerprop.host": "static"}, "through the power"),
+        (
+            "powerprop",
+            {
+                "method.powerprop.host": "static",
+                "method.powerprop.weight_decay_on": "parameters",
+            },
+            "parameters",
+        ),
+        ("top_kast", {}, "penalty"),
+        ("top_kast", {"method.top_kast.penalty": 0.5}, "strong penalty"),
+        ("spfde", {"method.spfde.host": "top_kast"}, "penalty"),
+    ],
+)
+def test_every_parameter_is_decayed_once(method, change, expected):
+    norms = "all_but_norm" if method == "powerprop" else "all"
+    config = tiny_config(
+        method,
+        distribution="uniform",
+        sparsity=0.75,
+        weight_decay=DECAY,
+        weight_decay_on=norms,
+        **{"momentum": 0.0, "method.powerprop.alpha": 3.0, **change},
+    )
+    params, opt_state, gradients = decay_of(config)
+    value = params["block"]["conv"].pop("kernel")
+    actual = gradients["block"]["conv"].pop("kernel")
+    # What is dense the optimizer decays as ever.
+    if norms != "all":
+        params["block"]["norm"]["scale"] = np.zeros(8)
+    jax.tree.map(
+        lambda g, p: np.testing.assert_allclose(g, DECAY * p, rtol=1e-5),
+        gradients,
+        params,
+    )
+    masks = opt_state.masks["block"]["conv"]["kernel"]
+    is_power = "power" in expected
+    weights = value * np.abs(value) ** 2 if is_power else value
+    strength = np.where(masks, DECAY, 0)
+    if "penalty" in expected:
+        state = opt_state.method_state
+        wider = getattr(state, "host", state).backward["block"]["conv"]["kernel"]
+        assert wider.sum() > masks.sum() == 72
+        # Of density 1/4.
+        strength = np.where(masks, DECAY, np.where(wider, DECAY / 0.25, 0))
+    if expected == "strong penalty":
+        strength = strength * 4
+    slope = 3 * value**2 if is_power else 1
+    np.testing.assert_allclose(actual, strength * weights * slope, rtol=1e-4, atol=1e-7)
 
 
 def test_chase_is_told_the_channels_of_the_network(monkeypatch):
@@ -202,8 +306,43 @@ def test_examples_are_drawn_by_the_seed(digits):
     np.testing.assert_array_equal(one.images, same.images)
     assert not np.array_equal(one.images, other.images)
     assert feed.sample(10**6, 0).labels.shape == (1347,)
-    with pytest.raises(UsageError, match="method grasp: "):
+    with pytest.raises(UsageError, match="examples_per_class=1000: class 0"):
         drawn(digits, "grasp", **{"method.grasp.examples_per_class": 1000})
+
+
+class Scored(nn.Module):
+    """One layer behind a batch norm: what it computes is easy to say otherwise."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        norm = nn.BatchNorm(not train, axis_name=self.axis_name, epsilon=1e-3)
+        return nn.Dense(10, use_bias=False)(norm(images.reshape(len(images), -1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_train", "temperature"),
+    [("snip", True, 1), ("grasp", True, 200), ("fish", False, 1)],
+)
+def test_what_masks_are_scored_by(digits, monkeypatch, name, is_train, temperature):
+    _, feed = digits
+
+    def spy(params, sparsity, *, loss_fn, batch, key, temperature=None, **options):
+        del sparsity, key, options
+        more = () if temperature is None else (temperature,)
+        return {"loss": loss_fn(params, batch, *more), "params": params, "batch": batch}
+
+    monkeypatch.setitem(one_shot._DRAW, name, spy)
+    seen = one_shot.draw_masks(tiny_config(name), Scored(), feed)
+    images, labels = seen["batch"]
+    x = images.reshape(len(images), -1).astype(np.float64)
+    mean, variance = (x.mean(axis=0), x.var(axis=0)) if is_train else (0, 1)
+    x = (x - mean) / np.sqrt(variance + 1e-3)
+    logits = x @ seen["params"]["Dense_0"]["kernel"] / temperature
+    true = logits[np.arange(len(labels)), labels]
+    expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - true)
+    np.testing.assert_allclose(seen["loss"], expected, rtol=1e-4)
 
 
 class Stream:
@@ -248,4 +387,7 @@ def test_what_fish_does_not_select_keeps_its_value(digits):
     after = arm.sparsify(params, opt_state)
     jax.tree.map(np.testing.assert_array_equal, after, params)
     assert arm.method.inactive == "hold"
+    # The network computes with all of them: it is not sparse.
+    summary = arm.summarize(params, opt_state)
+    assert summary.total.active == summary.total.size == SIZE
     assert neurrev_jax.get_masks(opt_state)["stem"]["norm"]["scale"].shape == (4,)

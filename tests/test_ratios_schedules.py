@@ -37,6 +37,30 @@ def test_periodic_with_its_end_before_its_start_never_fires():
 
 
 @pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (0, [3, 6, 9, 11, 15, 19]),  # stages 0 to 7, 7 to 11 and 11 on
+        (1, [4, 7, 9, 11, 15, 19]),  # counted from 1 until 7, from 7 on as ever
+        (8, [10, 15, 19]),  # past the first boundary
+        (16, [20]),
+    ],
+)
+def test_staged_counts_from_its_start(start, expected):
+    schedule = neurrev_jax.staged([3, 2, 4], [7, 11], until=21, start=start)
+    assert fired(schedule, 30) == expected
+    assert schedule.number_of_updates(30) == len(expected)
+    assert schedule.last_update() == expected[-1]
+
+
+def test_staged_with_all_of_its_stages_before_its_start_never_fires():
+    schedule = neurrev_jax.staged([3, 2], [7], until=20, start=20)
+    assert fired(schedule, 30) == []
+    assert schedule.last_update() == 0
+    with pytest.raises(ValueError, match="start=-1"):
+        neurrev_jax.staged([3, 2], [7], start=-1)
+
+
+@pytest.mark.parametrize(
     ("every", "until", "updates"),
     [
         (100, 160 * 780, 1248),  # Top-KAST

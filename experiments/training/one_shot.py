@@ -18,6 +18,41 @@ from experiments.training.state import init_variables
 from experiments.training.steps import cross_entropy
 
 
+def check(config: Config, data: Any) -> None:
+    """Checks what a method asks of the training examples, before anything is touched.
+
+    Args:
+      config: the resolved config of any method.
+      data: the data set, as `load` returns it.
+
+    Raises:
+      UsageError: if there are not the examples that it scores by.
+    """
+    if config.method.name == "grasp":
+        _balanced(config, data.train.labels)
+
+
+def _balanced(config: Config, labels: np.ndarray) -> np.ndarray:
+    """Numbers of as many examples of every class, to be cut into ``parts``."""
+    own = config.method[config.method.name]
+    try:
+        chosen = neurrev_jax.class_balanced_indices(
+            labels, own.examples_per_class, config.seed
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"method.{config.method.name}.examples_per_class="
+            f"{own.examples_per_class}: {one_line(error)}"
+        ) from error
+    if len(chosen) % own.parts:
+        raise UsageError(
+            f"method.{config.method.name}.parts={own.parts} does not divide the "
+            f"{len(chosen)} examples, {own.examples_per_class} of each class, that the "
+            "masks are drawn by; choose a divisor, or 1."
+        )
+    return chosen
+
+
 def draw_masks(config: Config, model: nn.Module, feed: Feed) -> Any:
     """The masks that ``config.method.name``, a one-shot method, starts with.
 
@@ -36,14 +71,11 @@ def draw_masks(config: Config, model: nn.Module, feed: Feed) -> Any:
       UsageError: for options that the data or the library do not accept.
     """
     own = config.method[config.method.name]
-    per_class = own.get("examples_per_class")
+    if "examples_per_class" in own:
+        examples = feed.take(_balanced(config, feed.train_labels()))
+    else:
+        examples = feed.sample(own.get("examples", 0), config.seed)
     try:
-        if per_class:
-            labels = feed.train_labels()
-            chosen = neurrev_jax.class_balanced_indices(labels, per_class, config.seed)
-            examples = feed.take(chosen)
-        else:
-            examples = feed.sample(own.get("examples", 0), config.seed)
         return on_primary(lambda: _score(config, model, feed, examples))
     except ValueError as error:
         raise UsageError(f"method {config.method.name}: {one_line(error)}") from error

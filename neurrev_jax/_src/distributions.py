@@ -160,7 +160,9 @@ def er(
 
     Covers every sparsifiable leaf but depthwise convolutions, with the iterative
     cap of RigL's code: leaves whose density would exceed 1 become dense
-    and the others share the rest of the budget.
+    and the others share the rest of the budget. Leaves of one axis or none (of which
+    there are any only where `where` says so) stay dense beside kernels; a tree without
+    kernels gets the sparsity everywhere.
 
     Args:
       depthwise: pattern of paths (in lower case) of depthwise convolutions.
@@ -284,6 +286,9 @@ class _Er(_Selective):
             for path, shape in shapes.items()
             if not self.is_depthwise(path) and not self.is_excluded(path)
         }
+        # Leaves of one axis connect nothing; a tree of nothing else is all the same.
+        kernels = {path: shape for path, shape in covered.items() if len(shape) > 1}
+        covered = kernels or covered
         raw = {path: self._raw(shape) for path, shape in covered.items()}
         sizes = {path: math.prod(shape) for path, shape in covered.items()}
         zeros = {path: math.floor(sparsity * size) for path, size in sizes.items()}
@@ -300,6 +305,8 @@ class _Er(_Selective):
         return {p: 0.0 if p in dense else 1 - scale * raw[p] for p in covered}
 
     def _raw(self, shape: tuple[int, ...]) -> float:
+        if len(shape) < 2:
+            return 1.0
         axes = shape if self.kernel else self.inputs_and_outputs(shape)
         return sum(axes) / math.prod(axes)
 

@@ -184,7 +184,10 @@ def phases(boundaries: Sequence[int]) -> Phases:
 
 
 def staged(
-    every: Sequence[int], boundaries: Sequence[int], until: int | None = None
+    every: Sequence[int],
+    boundaries: Sequence[int],
+    until: int | None = None,
+    start: int = 0,
 ) -> Staged:
     """Topology updates at intervals that change over training.
 
@@ -196,13 +199,15 @@ def staged(
       every: update intervals in calls, one more than `boundaries`.
       boundaries: increasing call numbers.
       until: the last call that may end with a topology update; None for no end.
+      start: no topology update up to this call; the interval that holds there counts
+        from it.
 
     Returns:
       A schedule: a function of the call number t.
 
     Raises:
-      ValueError: if the lengths do not fit, the boundaries do not increase or an
-        interval is below 1.
+      ValueError: if the lengths do not fit, the boundaries do not increase, an
+        interval is below 1 or `start` negative.
 
     >>> schedule = staged([2, 4], [6], until=14)
     >>> [t for t in range(1, 20) if schedule(t)]
@@ -214,6 +219,8 @@ def staged(
             f"{len(every)} intervals and {len(boundaries)} boundaries do not fit: "
             "give exactly one interval more than boundaries."
         )
+    if start < 0:
+        raise ValueError(f"start={start!r} must not be negative; it counts calls.")
     edges = (0, *boundaries)
     if any(a >= b for a, b in itertools.pairwise(edges)):
         raise ValueError(
@@ -222,7 +229,7 @@ def staged(
     ends = [end if until is None else min(end, until) for end in boundaries]
     return Staged(
         tuple(
-            periodic(interval, until=end, start=start)
-            for interval, end, start in zip(every, [*ends, until], edges, strict=True)
+            periodic(interval, until=end, start=max(begin, start))
+            for interval, end, begin in zip(every, [*ends, until], edges, strict=True)
         )
     )
