@@ -12,9 +12,9 @@ where JAX finds the others by itself, as on a TPU pod.
 
 Exit status: 0 finished; 2 the command, the config, the data or the directory is not
 usable (nothing has been touched); 3 the loss became infinite or NaN (the last good
-checkpoint is kept); 74 something could not be read or written, for example on a full disk
-(likewise); 75 stopped by SIGTERM with the state saved; 130 stopped by Ctrl-C. After
-74, 75, 130 or a kill, the same command continues where the run was.
+checkpoint is kept); 74 something could not be read or written, for example on a full
+disk (likewise); 75 stopped by SIGTERM with the state saved; 130 stopped by Ctrl-C.
+After 74, 75, 130 or a kill, the same command continues where the run was.
 """
 
 import dataclasses

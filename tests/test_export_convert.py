@@ -314,11 +314,12 @@ def test_weights_of_functions_without_names_are_found_by_their_number():
 def test_masks_are_applied_first():
     f, weights, spec = perceptron(0.0)
     rng = np.random.default_rng(3)
-    masks = jax.tree.map(lambda w: jnp.asarray(rng.random(w.shape) > 0.9), weights)
+    masks = jax.tree.map(lambda w: jnp.asarray(rng.random(w.shape) > 0.8), weights)
     exported = tflite_export.convert(f, weights, spec, masks=masks)
     x = draw(1, 64)
     masked = neurrev_jax.apply_masks(weights, masks)
-    np.testing.assert_allclose(exported.runner()(x)[0], f(masked, x), rtol=1e-4)
+    wanted = f(masked, x)
+    np.testing.assert_allclose(exported.runner()(x)[0], wanted, rtol=1e-4, atol=1e-4)
     kept = [int(m.sum()) for m in jax.tree.leaves(masks)]
     assert [leaf.stored for leaf in tflite_export.verify(exported, [x]).weights] == kept
 

@@ -56,8 +56,7 @@ def convert(options: argparse.Namespace, console: Console) -> int:
         sizes["dense"] = (dense.size, dense.gzipped_size)
     sizes["sparse" if sparse else "dense"] = (exported.size, exported.gzipped_size)
     report.show_sizes(sizes, console)
-    if exported.dead_channels:
-        console.print(f"channels cut out, always zero: {exported.dead_channels}")
+    report.show_channels(exported, console)
     report.show_placement(_placement(exported.model), console)
     path = exported.write(options.out)
     console.print(f"wrote {path}", soft_wrap=True)

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 import neurrev_jax
-from tflite_export import graph, rewriting
+from tflite_export import channels, graph, rewriting
 from tflite_export.errors import ExportError
 from tflite_export.exported import Exported
 from tflite_export.extra import import_tensorflow, quiet
+from tflite_export.recording import record
 from tflite_export.verification import check
 
 Precision = Literal["float32", "float16", "int8", "dynamic_int8"]
@@ -39,8 +40,9 @@ def convert(
 ) -> Exported:
     """Converts a JAX function to a .tflite model, and sees that it runs.
 
-    Channels whose weights and bias are all zero, because the method removed them or no
-    weight of theirs is left, are cut out where only convolutions read them.
+    Channels that make no difference, because the method removed them or no weight of
+    theirs is left, are cut out with the weights that read them, see
+    `tflite_export.channels`.
 
     Args:
       apply_fn: ``apply_fn(params, *inputs)``, any function that JAX can trace. What it
@@ -87,12 +89,17 @@ def convert(
     def reference(*inputs: Any) -> Any:
         return apply_fn(params, *inputs)
 
-    function, shifts = reference, rewrite == "shift"
-    dead_channels = rewriting.count_dead_channels(reference, specs)
-    if shifts or dead_channels:
-        function = rewriting.rewrite(reference, specs, shifts=shifts)
+    cut = channels.cut(record(reference, specs))
+
+    def narrower(*inputs: Any) -> Any:
+        # Has a name, which stands in that of every tensor.
+        return cut.recording(*inputs)
+
+    function = narrower if cut.removed else reference
+    if rewrite == "shift":
+        function = rewriting.rewrite(function, specs)
     model = _to_tflite(function, specs, precision, sparse, samples)
-    if shifts:
+    if rewrite == "shift":
         model = graph.with_own_pads(model)
     exported = Exported(
         model=model,
@@ -102,7 +109,8 @@ def convert(
         inputs=specs,
         reference=jax.jit(reference),
         weights=weights_by_path(params),
-        dead_channels=dead_channels,
+        dead_channels=cut.removed,
+        kept_channels=cut.kept,
     )
     check(exported, None if samples is None else samples[0])
     return exported

@@ -28,7 +28,9 @@ class Exported:
       inputs: shape and type of every argument.
       reference: the function in JAX, with its weights, of these arguments.
       weights: by path, every weight of two or more axes, as it was given (masked).
-      dead_channels: how many channels that are always zero were cut out.
+      dead_channels: how many channels that are always zero, or that nothing reads,
+        were cut out.
+      kept_channels: how many channels without any weight stayed, by the reason.
     """
 
     model: bytes
@@ -39,6 +41,7 @@ class Exported:
     reference: Callable[..., Any]
     weights: dict[str, np.ndarray]
     dead_channels: int = 0
+    kept_channels: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def graph(self) -> graph_lib.Graph:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tflite_export import cluster as cluster_lib
+from tflite_export.exported import Exported
 from tflite_export.graph import Graph
 from tflite_export.latency import Timing, computes_sparsely, host
 from tflite_export.verification import Verification
@@ -111,7 +112,7 @@ def show_verification(
     console.print(
         f"sparsity: {1 - nonzero / max(size, 1):.2%} of {size:,} weights; kept exactly "
         f"in {kept} of {len(found.weights)} tensors"
-        + (f", {rounded:,} more weights rounded to zero" if rounded > 0 else ""),
+        + (f", {rounded:,} more weights rounded or cut out" if rounded > 0 else ""),
         soft_wrap=True,
     )
     for leaf in found.weights:
@@ -133,6 +134,28 @@ def show_sizes(sizes: Mapping[str, tuple[int, int]], console: Console) -> None:
         for name, (size, gzipped) in sizes.items()
     )
     console.print(f"size: {shown}", soft_wrap=True)
+
+
+def show_channels(exported: Exported, console: Console) -> None:
+    """How many channels were cut out, and why others without weights were not.
+
+    Args:
+      exported: the model.
+      console: where to.
+    """
+    if exported.dead_channels:
+        console.print(
+            f"channels cut out, always zero or never read: {exported.dead_channels}"
+        )
+    if exported.kept_channels:
+        reasons = "; ".join(
+            f"{count} {reason}" for reason, count in exported.kept_channels.items()
+        )
+        console.print(
+            f"channels without weights that stay: "
+            f"{sum(exported.kept_channels.values())} ({reasons})",
+            soft_wrap=True,
+        )
 
 
 def show_timings(

@@ -1,13 +1,4 @@
-"""The same network in other operations: without dead channels, and in 1x1 convolutions.
-
-The function is traced, and what JAX recorded is gone through operation by operation.
-Batch norm is folded into the weights of the convolution in front of it. Then
-
-- a channel whose weights and bias are all zero, because a method removed it or no
-  weight of it survived, is cut out where only convolutions read it, with the weights
-  that read it;
-- on request, 3x3 convolutions become shifts and 1x1 convolutions, for sparse inference
-  on Arm.
+"""The same network in 1x1 convolutions, for sparse inference on Arm.
 
 XNNPACK, LiteRT's CPU backend, computes sparsely with 1x1 convolutions only, inside one
 connected part of a network: entered through a 3x3 convolution of stride 2 from three
@@ -17,11 +8,13 @@ nine taps of a 1x1 convolution of a shifted input, and a shift is a depthwise
 convolution with a kernel of one 1. Written so, a CIFAR ResNet is such a part as a
 whole. A tap whose weights are all zero is left out.
 
+The function is recorded and gone through operation by operation. Batch norm is folded
+into the weights of the convolution in front of it.
+
 Shape letters: B examples, H and W pixels, C channels of the input, O of the output.
 """
 
 import collections
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,35 +24,29 @@ import numpy as np
 from jax import lax
 
 from tflite_export import folding
+from tflite_export.recording import Operation, Recording, Value, compute, record, spread
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _ENTRY_CHANNELS = 3
-# Recorded calls that are the same as the operations inside, when nothing is
-# differentiated.
-_CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 # Operations that a sparse part goes through unharmed.
 _ELEMENTWISE = ("add", "mul", "max", "min", "neg", "logistic", "tanh", "exp", "abs")
 
 
 def rewrite(
-    function: Callable[..., Any],
-    specs: Sequence[jax.ShapeDtypeStruct],
-    *,
-    shifts: bool = True,
+    function: Callable[..., Any], specs: Sequence[jax.ShapeDtypeStruct]
 ) -> Callable[..., Any]:
-    """Folds batch norm, cuts dead channels out, and turns convolutions into shifts.
+    """Turns convolutions into shifts and 1x1 convolutions, and folds batch norm.
 
-    With `shifts`, those convolutions are rewritten that a sparse part of the network
-    can hold. These are, where their input is in such a part, 3x3 convolutions of stride
-    1 or 2 padded by 1, and 1x1 convolutions of stride 2. A part begins at a 3x3
-    convolution of stride 2 from three channels, or, for the first convolution of images
-    of at most three channels, by an entry that is put in: the image spread to twice its
-    size and read back by a convolution of stride 2.
+    Those convolutions are rewritten that a sparse part of the network can hold. These
+    are, where their input is in such a part, 3x3 convolutions of stride 1 or 2 padded
+    by 1, and 1x1 convolutions of stride 2. A part begins at a 3x3 convolution of stride
+    2 from three channels, or, for the first convolution of images of at most three
+    channels, by an entry that is put in: the image spread to twice its size and read
+    back by a convolution of stride 2.
 
     Args:
       function: from the inputs to any outputs, its weights constant.
       specs: shape and type of each input.
-      shifts: whether to turn convolutions into shifts and 1x1 convolutions.
 
     Returns:
       A function equal to it up to rounding.
@@ -74,169 +61,88 @@ def rewrite(
       >>> bool((rewrite(f, [spec])(x) == f(x)).all())
       True
     """
-    recorded, shapes = jax.make_jaxpr(function, return_shape=True)(*specs)
-    structure = jax.tree.structure(shapes)
+    recording = record(function, specs)
 
     def rewritten(*inputs: Any) -> Any:
-        walk = _Walk(shifts)
-        values = [folding.Computed(jnp.asarray(x), inside=False) for x in inputs]
-        outputs = walk.run(recorded.jaxpr, recorded.consts, values)
-        return structure.unflatten(walk.array(value) for value in outputs)
+        return _Walk().run(recording, inputs)
 
     return rewritten
-
-
-def count_dead_channels(
-    function: Callable[..., Any], specs: Sequence[jax.ShapeDtypeStruct]
-) -> int:
-    """How many channels `rewrite` cuts out.
-
-    Args:
-      function: from the inputs to any outputs, its weights constant.
-      specs: shape and type of each input.
-
-    Returns:
-      Their number over all layers.
-    """
-    recorded = jax.make_jaxpr(function)(*specs)
-    walk = _Walk(shifts=False)
-
-    def count(*inputs: Any) -> Any:
-        values = [folding.Computed(x, inside=False) for x in inputs]
-        outputs = walk.run(recorded.jaxpr, recorded.consts, values)
-        return [walk.array(value) for value in outputs]
-
-    jax.eval_shape(count, *specs)
-    return walk.dead_channels
 
 
 class _Walk:
     """Goes through recorded operations and computes them, convolutions in their way."""
 
-    def __init__(self, shifts: bool) -> None:
-        self.dead_channels = 0
-        self._shifts = shifts
+    def __init__(self) -> None:
         self._shifted: dict[tuple[int, int, int, int], Any] = {}
         self._kept: list[Any] = []
 
-    def run(
-        self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], scope: str = ""
-    ) -> list[Any]:
-        """Computes the outputs of a recording that was made in a scope of modules."""
+    def run(self, recording: Recording, inputs: Sequence[Any]) -> Any:
+        """Computes the outputs."""
         readers = collections.Counter(
-            atom
-            for atoms in (*(eqn.invars for eqn in jaxpr.eqns), jaxpr.outvars)
-            for atom in atoms
-            if not hasattr(atom, "val")
+            x
+            for read in (*(o.inputs for o in recording.operations), recording.outputs)
+            for x in read
+            if isinstance(x, Value)
         )
-        values: dict[Any, Any] = {}
-        values.update(zip(jaxpr.constvars, map(folding.Known, consts), strict=True))
-        for variable, value in zip(jaxpr.invars, inputs, strict=True):
-            if isinstance(value, folding.Convolved):
-                count = max(value.readers, readers[variable])
-                value = dataclasses.replace(value, readers=count)
-            values[variable] = value
-
-        def value_of(atom: Any) -> Any:
-            return folding.Known(atom.val) if hasattr(atom, "val") else values[atom]
-
-        for equation in jaxpr.eqns:
-            arguments = [value_of(atom) for atom in equation.invars]
-            inner = str(equation.source_info.name_stack)
-            within = "/".join(name for name in (scope, inner) if name)
-            results = self._apply(equation, arguments, within)
-            for variable, result in zip(equation.outvars, results, strict=True):
-                if isinstance(result, folding.Convolved):
-                    result = dataclasses.replace(result, readers=readers[variable])
-                values[variable] = result
-        return [value_of(atom) for atom in jaxpr.outvars]
-
-    def array(self, value: Any) -> Any:
-        """The array that a value stands for."""
-        return (
-            value.array
-            if isinstance(value, folding.Known)
-            else self._computed(value).array
+        values: dict[Value, Any] = {
+            x: folding.Computed(jnp.asarray(array), inside=False)
+            for x, array in zip(recording.inputs, inputs, strict=True)
+        }
+        for operation in recording.operations:
+            given = [values[x] if isinstance(x, Value) else x for x in operation.inputs]
+            results = self._apply(operation, given, readers[operation.outputs[0]])
+            values.update(zip(operation.outputs, results, strict=True))
+        return recording.structure.unflatten(
+            self._computed(values[x]).array if isinstance(x, Value) else spread(x)
+            for x in recording.outputs
         )
 
-    def _apply(self, equation: Any, arguments: list[Any], scope: str) -> list[Any]:
-        name = equation.primitive.name
-        if name in _CALLS:
-            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            recording = getattr(inner, "jaxpr", inner)
-            return self.run(recording, getattr(inner, "consts", ()), arguments, scope)
-        if all(isinstance(argument, folding.Known) for argument in arguments):
-            with jax.ensure_compile_time_eval():
-                return [
-                    folding.Known(x) for x in self._bind(equation, arguments, scope)
-                ]
+    def _apply(
+        self, operation: Operation, arguments: list[Any], readers: int
+    ) -> list[Any]:
+        name = operation.name
         if name == "conv_general_dilated":
-            source, kernel = arguments
-            conv = self._convolve(equation.params, source, kernel, scope)
+            conv = self._convolve(operation, arguments, readers)
         else:
-            conv = folding.absorb(name, arguments) or folding.follow(
-                equation, arguments, scope
-            )
+            conv = folding.absorb(name, arguments, readers)
         if conv is not None:
             return [conv]
         # First, so that a convolution is computed in its own scope.
-        dynamic = [
-            self._computed(a) for a in arguments if not isinstance(a, folding.Known)
+        given = [
+            self._computed(x) if isinstance(x, folding.Convolved) else x
+            for x in arguments
         ]
+        dynamic = [x for x in given if isinstance(x, folding.Computed)]
         inside = name in _ELEMENTWISE and all(value.inside for value in dynamic)
-        results = self._bind(equation, arguments, scope)
-        return [folding.Computed(x, inside) for x in results]
-
-    def _bind(self, equation: Any, arguments: list[Any], scope: str) -> list[Any]:
-        """Computes an operation as it was recorded."""
-        arrays = [self.array(argument) for argument in arguments]
-        primitive = equation.primitive
-        with jax.named_scope(scope):
-            result = primitive.bind(*arrays, **equation.params)
-        return list(result) if primitive.multiple_results else [result]
+        arrays = [x.array if isinstance(x, folding.Computed) else x for x in given]
+        return [folding.Computed(x, inside) for x in compute(operation, arrays)]
 
     def _convolve(
-        self, settings: dict[str, Any], source: Any, kernel: Any, scope: str
+        self, operation: Operation, arguments: list[Any], readers: int
     ) -> folding.Convolved | None:
         """The convolution, not computed yet; None for one of a foreign kind."""
-        if isinstance(source, folding.Known) or not isinstance(kernel, folding.Known):
+        (source, kernel), settings = arguments, operation.settings
+        is_value = isinstance(source, folding.Computed | folding.Convolved)
+        if not is_value or isinstance(kernel, folding.Computed | folding.Convolved):
             return None
         if not _is_channels_last(settings) or settings["batch_group_count"] != 1:
             return None
-        weights = np.asarray(kernel.array, np.float64)
-        bias = np.zeros(weights.shape[-1])
-        is_plain = settings["feature_group_count"] == 1 and _is_undilated(settings)
-        if is_plain and isinstance(source, folding.Convolved) and source.readers == 1:
-            source = self._without_dead_channels(source)
-            weights = weights[:, :, slice(None) if source.live is None else source.live]
-        else:
-            source = self._computed(source)
-        return folding.Convolved(source, weights, bias, settings, scope)
-
-    def _without_dead_channels(self, conv: folding.Convolved) -> folding.Computed:
-        """A convolution that only another one reads."""
-        is_live = conv.kernel.any(axis=(0, 1, 2)) | (conv.bias != 0)
-        live = np.flatnonzero(is_live)
-        is_depthwise = conv.settings["feature_group_count"] > 1
-        if is_depthwise or conv.memory or not 0 < len(live) < len(is_live):
-            return self._computed(conv)
-        self.dead_channels += len(is_live) - len(live)
-        fewer = dataclasses.replace(
-            conv, kernel=conv.kernel[..., live], bias=conv.bias[live], memory={}
+        weights = np.asarray(kernel, np.float64)
+        return folding.Convolved(
+            self._computed(source),
+            weights,
+            np.zeros(weights.shape[-1]),
+            settings,
+            operation.scope,
+            readers,
         )
-        return dataclasses.replace(self._computed(fewer), live=live)
 
     def _computed(self, value: Any) -> folding.Computed:
         if isinstance(value, folding.Computed):
             return value
         if "value" not in value.memory:
             with jax.named_scope(value.scope):
-                computed = self._compute(value)
-            for equation, arguments, scope in value.after:
-                filled = [computed if a is None else a for a in arguments]
-                (array,) = self._bind(equation, filled, scope)
-                computed = folding.Computed(array, computed.inside)
-            value.memory["value"] = computed
+                value.memory["value"] = self._compute(value)
         return value.memory["value"]
 
     def _compute(self, conv: folding.Convolved) -> folding.Computed:
@@ -259,7 +165,6 @@ class _Walk:
             and size in ((1, 1), (3, 3))
             and stride in ((1, 1), (2, 2))
         )
-        is_rewritable &= self._shifts
         if not source.inside and is_rewritable and size == (3, 3) and not is_entry:
             source = self._enter(source)
             missing = source.array.shape[-1] - kernel.shape[2]

@@ -194,6 +194,15 @@ def compare_weights(exported: Exported) -> tuple[StoredWeights, ...]:
         if not mine:
             free = [layer for layer in layers if layer.weights.index not in used]
             alike = [layer for layer in free if layer.weights.size == leaf.size]
+            if exported.dead_channels:
+                # Of a layer that lost channels fewer weights are in the file.
+                alike = [
+                    layer
+                    for layer in free
+                    if layer.weights.size <= leaf.size
+                    and layer.weights.nonzero <= nonzero
+                ]
+                alike.sort(key=lambda layer: -layer.weights.nonzero)
             same = [layer for layer in alike if layer.weights.nonzero == nonzero]
             mine = (same or alike)[:1]
         tensors = {layer.weights.index: layer.weights for layer in mine}
