@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tests import conftest
+
 EPOCHS = 12
 STEPS = 10 * EPOCHS
 # A file, and not options: these have to concern the method of the run.
@@ -30,24 +32,18 @@ class Runner:
 
     Args:
       root: the repository.
-      cache: directory of compiled programs, shared by all processes.
     """
 
-    def __init__(self, root, cache):
+    def __init__(self, root):
         self.root = root
-        self.cache = cache
 
     def start(self, workdir, *args, devices=1, base=TINY, prelude=""):
         env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            # These programs take longer to optimize than to run, and they are the
-            # same in all of these processes.
+            # What has been compiled is kept for all of these processes (see conftest).
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            f"{conftest.QUICK_TO_COMPILE}",
         }
         program = (
             ["-c", _WRAPPED.format(prelude=prelude)]

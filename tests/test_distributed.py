@@ -27,8 +27,8 @@ SHORT = [
 
 
 @pytest.fixture(scope="module")
-def runner(request, tmp_path_factory):
-    return runs.Runner(request.config.rootpath, tmp_path_factory.mktemp("cache"))
+def runner(request):
+    return runs.Runner(request.config.rootpath)
 
 
 def start_two(runner, workdirs, *args, **options):
@@ -174,6 +174,7 @@ STREAM = [
 ]
 
 
+@pytest.mark.full
 @data_files.NEEDS_TENSORFLOW
 def test_a_stream_is_shared_out_and_resumes_within_an_epoch(runner, tmp_path):
     splits = {

@@ -26,8 +26,8 @@ def in_process(test):
 
 
 @pytest.fixture(scope="module")
-def runner(request, tmp_path_factory):
-    return runs.Runner(request.config.rootpath, tmp_path_factory.mktemp("cache"))
+def runner(request):
+    return runs.Runner(request.config.rootpath)
 
 
 # A process that has imported TensorFlow ends with a status of its own.

@@ -72,8 +72,8 @@ assert main.main(["main.py", *sys.argv[1:], "--workdir={expected}"]) == 0
 
 
 @pytest.fixture(scope="module")
-def runner(request, tmp_path_factory):
-    return runs.Runner(request.config.rootpath, tmp_path_factory.mktemp("cache"))
+def runner(request):
+    return runs.Runner(request.config.rootpath)
 
 
 def lines_of(workdir, arm):

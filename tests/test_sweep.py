@@ -17,7 +17,7 @@ from experiments import sweep
 from experiments.analysis import comparison
 from experiments.errors import UsageError
 from experiments.training.signals import StopRequest
-from tests import runs
+from tests import conftest, runs
 
 pytestmark = [
     pytest.mark.xdist_group("runs"),
@@ -270,11 +270,7 @@ def test_a_sweep_is_stopped_continues_and_names_what_failed(config, tmp_path, re
         *(sys.executable, "-m", "experiments.sweep", f"--workdir={place}"),
         *(f"--config={config}", "--sparsities=0.9", "--seeds=0", "--jobs=1"),
     ]
-    flags = {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    flags = {"XLA_FLAGS": conftest.QUICK_TO_COMPILE}
 
     def start():
         return subprocess.Popen(
