@@ -288,6 +288,7 @@ def test_a_finished_method_is_not_repeated(
     assert (workdir / "neurrev" / "timing.jsonl").read_bytes() == before
 
 
+@pytest.mark.full
 def test_four_devices_train_the_same_network(runner, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     # Static starts from the same masks as NeurRev, and compiles in less time.
