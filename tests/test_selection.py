@@ -281,6 +281,10 @@ def test_apportion_beyond_the_sum_that_an_int32_holds():
     weights = jnp.zeros(16).at[:2].set(jnp.array([3.0, 1.0]))
     got = jax.jit(neurrev_jax.apportion)(total, weights, caps)
     np.testing.assert_array_equal(got[:3], [3 * 2**26, 2**26, 0])
+    # As much as fits where a sum between 2**30 and 2**31 is less than the total.
+    caps = jnp.array([2**30, 2**28, 7], jnp.int32)
+    got = jax.jit(neurrev_jax.apportion)(jnp.int32(2**31 - 1), jnp.ones(3), caps)
+    np.testing.assert_array_equal(got, caps)
 
 
 def test_apportion_takes_what_is_not_finite_for_nothing():

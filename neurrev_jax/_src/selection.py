@@ -181,8 +181,10 @@ def apportion(
     weights = jnp.where(jnp.isfinite(weights), weights, 0.0)
     total = jnp.asarray(total, jnp.int32)
     caps = jnp.minimum(jnp.asarray(caps, jnp.int32), total)
-    # Caps may each be as large as the total, and their sum beyond an int32.
-    is_ample = jnp.sum(caps.astype(jnp.float32)) > 2.0**30
+    # Caps may each be as large as the total, and their sum beyond an int32: then it is
+    # beyond the total too. In halves of 16 bits nothing overflows.
+    carried = jnp.sum(caps & 0xFFFF) >> 16
+    is_ample = jnp.sum(caps >> 16) + carried >= 2**15
     total = jnp.where(is_ample, total, jnp.minimum(total, jnp.sum(caps)))
     order = jnp.arange(weights.size, dtype=jnp.int32)
 

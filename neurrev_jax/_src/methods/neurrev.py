@@ -183,11 +183,11 @@ def neurrev(
 
         # The awake step sees the weights as they were before pruning: one dropped
         # and regrown was never away.
+        before = rows.stack(context.method_state.reference, context.masks)
         reference = weights
         if order_by == "change":
-            reference = rows.stack(context.method_state.reference, context.masks)
             reference = jax.tree.map(
-                lambda r: r * jnp.array(decay_factor, r.dtype), reference
+                lambda r: r * jnp.array(decay_factor, r.dtype), before
             )
         candidates = survivors if eligible == "survivors" else grown
         search = topology.awake
@@ -208,7 +208,6 @@ def neurrev(
         reference = jax.tree.map(
             lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), weights, masks
         )
-        before = rows.stack(context.method_state.reference, context.masks)
         reference = rows.choose(movable, reference, before)
         state = NeurRevState(
             rows.unstack(reference, context.method_state.reference, context.masks),
